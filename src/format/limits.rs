@@ -1,0 +1,26 @@
+//! Every bound that a reader of the format enforces before it allocates. bygone-format(5) lists them.
+
+/// Longest plaintext of one blob, in bytes.
+pub const BLOB_LEN_MAX: usize = 16 << 20;
+/// Longest plaintext of one segment, in bytes; the writer uses [`SEGMENT_LEN`].
+pub const SEGMENT_LEN_MAX: usize = 1 << 20;
+/// Plaintext bytes that the writer seals as one unit.
+pub const SEGMENT_LEN: usize = 128 << 10;
+/// Longest stored pack, in bytes.
+pub const PACK_LEN_MAX: u64 = 1 << 30;
+/// Longest plaintext of a small object (snapshot, index, configuration), in bytes.
+pub const OBJECT_PLAIN_LEN_MAX: usize = 64 << 20;
+/// Longest file name, in bytes: what Linux file systems allow.
+pub const NAME_LEN_MAX: usize = 255;
+/// Longest symbolic link target, in bytes.
+pub const TARGET_LEN_MAX: usize = 4096;
+/// Longest extended attribute value, in bytes: what the kernel allows.
+pub const XATTR_VALUE_LEN_MAX: usize = 64 << 10;
+/// Most bytes of all extended attributes of one node.
+pub const XATTRS_LEN_MAX: usize = 1 << 20;
+/// Longest content stored inside a node, in bytes.
+pub const INLINE_LEN_MAX: usize = 64 << 10;
+/// Most levels of content list pages: 64-bit lengths cannot need more.
+pub const LIST_LEVEL_MAX: u8 = 8;
+/// Deepest directory that a reader follows.
+pub const TREE_DEPTH_MAX: usize = 65_536;

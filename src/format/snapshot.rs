@@ -1,0 +1,293 @@
+//! The snapshot record: what one backup kept, and the root of its tree.
+//!
+//! Fields are stored as ascending tags with counted values. A reader skips odd tags it does not know and refuses even
+//! ones, so that later versions can add both kinds.
+
+use crate::format::codec::{DecodeError, Decoder, Encode, Result};
+use crate::format::tree::{Base, Kind, Node, Time};
+use crate::id::ObjectId;
+
+/// One restore point.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// When the backup began.
+    pub time: Time,
+    /// Host it was made on.
+    pub host: String,
+    /// User it was made by.
+    pub user: String,
+    /// That user's number.
+    pub uid: u32,
+    /// That user's group.
+    pub gid: u32,
+    /// Labels, sorted.
+    pub tags: Vec<String>,
+    /// The paths that were asked for, absolute.
+    pub paths: Vec<Vec<u8>>,
+    /// The exclude patterns in force.
+    pub excludes: Vec<String>,
+    /// The root directory's node, encoded by [`Snapshot::set_root`].
+    root: Vec<u8>,
+    /// The snapshot that unchanged files were taken from.
+    pub parent: Option<ObjectId>,
+    /// The newest earlier snapshot of the same host and paths, so that a removed one shows.
+    pub previous: Option<ObjectId>,
+    /// The snapshot that this one was changed from (tags edited), if any.
+    pub original: Option<ObjectId>,
+    /// Name and version of the program.
+    pub program: String,
+    /// Counts of the run.
+    pub summary: Summary,
+    /// User names of the uids in the tree, sorted by number.
+    pub users: Vec<(u32, String)>,
+    /// Group names of the gids in the tree, sorted by number.
+    pub groups: Vec<(u32, String)>,
+}
+
+macro_rules! summary {
+    ($($(#[$doc:meta])* $field:ident),* $(,)?) => {
+        /// What a backup did.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+        pub struct Summary { $($(#[$doc])* pub $field: u64),* }
+
+        impl Summary {
+            fn encode(&self) -> Vec<u8> {
+                let mut out = Vec::new();
+                $(out.put_varint(self.$field);)*
+                out
+            }
+
+            fn decode(input: &mut Decoder<'_>) -> Result<Self> {
+                // Counts that later versions append are skipped.
+                Ok(Self { $($field: if input.remaining() > 0 { input.varint(stringify!($field))? } else { 0 }),* })
+            }
+        }
+    };
+}
+
+summary! {
+    /// Files that the parent did not have.
+    files_new,
+    /// Files that differ from the parent's.
+    files_changed,
+    /// Files taken over from the parent unread.
+    files_unmodified,
+    /// Directories that the parent did not have.
+    dirs_new,
+    /// Directories that differ from the parent's.
+    dirs_changed,
+    /// Directories equal to the parent's.
+    dirs_unmodified,
+    /// Entries of other kinds.
+    others,
+    /// Data blobs added.
+    data_blobs,
+    /// Tree and list blobs added.
+    tree_blobs,
+    /// Plain bytes added, before compression.
+    data_added,
+    /// Stored bytes added.
+    data_added_packed,
+    /// Regular files in the snapshot.
+    total_files_processed,
+    /// Bytes of those files.
+    total_bytes_processed,
+    /// Source entries that could not be read or changed while they were read.
+    errors,
+    /// Wall time of the run in milliseconds.
+    duration_ms,
+}
+
+const TIME: u64 = 2;
+const HOST: u64 = 4;
+const USER: u64 = 6;
+const TAG: u64 = 8;
+const PATH: u64 = 10;
+const EXCLUDE: u64 = 11;
+const ROOT: u64 = 12;
+const PARENT: u64 = 13;
+const PREVIOUS: u64 = 15;
+const ORIGINAL: u64 = 17;
+const PROGRAM: u64 = 19;
+const SUMMARY: u64 = 21;
+const USER_NAME: u64 = 23;
+const GROUP_NAME: u64 = 25;
+
+const TEXT_LEN_MAX: usize = 64 << 10;
+
+impl Snapshot {
+    /// The root directory's node; its name is empty.
+    pub fn root(&self) -> Node<'_> {
+        Node::decode(&self.root, &Base::default()).expect("checked when it was set or decoded")
+    }
+
+    /// Sets the root directory's node.
+    pub fn set_root(&mut self, node: &Node<'_>) {
+        assert!(
+            node.name.is_empty() && matches!(node.kind, Kind::Directory { .. }),
+            "a root is a directory without a name"
+        );
+        self.root.clear();
+        node.encode(&Base::default(), &mut self.root);
+    }
+
+    /// The record as stored, before sealing.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut field = |tag: u64, value: &[u8]| {
+            out.put_varint(tag);
+            out.put_bytes(value);
+        };
+        let mut time = Vec::new();
+        time.put_signed(self.time.sec);
+        time.put_varint(u64::from(self.time.nsec));
+        field(TIME, &time);
+        field(HOST, self.host.as_bytes());
+        let mut user = Vec::new();
+        user.put_varint(u64::from(self.uid));
+        user.put_varint(u64::from(self.gid));
+        user.extend_from_slice(self.user.as_bytes());
+        field(USER, &user);
+        self.tags.iter().for_each(|tag| field(TAG, tag.as_bytes()));
+        self.paths.iter().for_each(|path| field(PATH, path));
+        self.excludes.iter().for_each(|pattern| field(EXCLUDE, pattern.as_bytes()));
+        field(ROOT, &self.root);
+        self.parent.iter().for_each(|id| field(PARENT, &id.0));
+        self.previous.iter().for_each(|id| field(PREVIOUS, &id.0));
+        self.original.iter().for_each(|id| field(ORIGINAL, &id.0));
+        field(PROGRAM, self.program.as_bytes());
+        field(SUMMARY, &self.summary.encode());
+        for (tag, names) in [(USER_NAME, &self.users), (GROUP_NAME, &self.groups)] {
+            for (number, name) in names {
+                let mut value = Vec::new();
+                value.put_varint(u64::from(*number));
+                value.extend_from_slice(name.as_bytes());
+                field(tag, &value);
+            }
+        }
+        out
+    }
+
+    /// Decodes a record.
+    pub fn decode(stored: &[u8]) -> Result<Snapshot> {
+        let mut input = Decoder::new(stored);
+        let mut snapshot = Snapshot::default();
+        let mut last = 0;
+        let mut seen_root = false;
+        while input.remaining() > 0 {
+            let tag = input.varint("snapshot field")?;
+            if tag < last {
+                return Err(input.error("order of snapshot fields"));
+            }
+            last = tag;
+            let mut value = Decoder::new(input.bytes(usize::MAX, "snapshot field")?);
+            let rest = |value: &mut Decoder<'_>| text(value);
+            match tag {
+                TIME => {
+                    let sec = value.signed("snapshot time")?;
+                    let nsec = value.varint_u32("snapshot time")?;
+                    // jiff's range, 9999 years either way, so that a time can always be shown.
+                    if nsec >= 1_000_000_000 || !(-377_705_023_201..=253_402_207_200).contains(&sec) {
+                        return Err(input.error("snapshot time"));
+                    }
+                    snapshot.time = Time { sec, nsec };
+                }
+                HOST => snapshot.host = rest(&mut value)?,
+                USER => {
+                    snapshot.uid = value.varint_u32("uid")?;
+                    snapshot.gid = value.varint_u32("gid")?;
+                    snapshot.user = rest(&mut value)?;
+                }
+                TAG => snapshot.tags.push(rest(&mut value)?),
+                PATH => snapshot.paths.push(value.take(value.remaining(), "path")?.to_vec()),
+                EXCLUDE => snapshot.excludes.push(rest(&mut value)?),
+                ROOT => {
+                    let root = value.take(value.remaining(), "root")?;
+                    let node = Node::decode(root, &Base::default())?;
+                    if !node.name.is_empty() || !matches!(node.kind, Kind::Directory { .. }) {
+                        return Err(input.error("root"));
+                    }
+                    snapshot.root = root.to_vec();
+                    seen_root = true;
+                }
+                PARENT => snapshot.parent = Some(ObjectId(value.array("parent")?)),
+                PREVIOUS => snapshot.previous = Some(ObjectId(value.array("previous snapshot")?)),
+                ORIGINAL => snapshot.original = Some(ObjectId(value.array("original snapshot")?)),
+                PROGRAM => snapshot.program = rest(&mut value)?,
+                SUMMARY => snapshot.summary = Summary::decode(&mut value)?,
+                USER_NAME => snapshot.users.push((value.varint_u32("uid")?, rest(&mut value)?)),
+                GROUP_NAME => snapshot.groups.push((value.varint_u32("gid")?, rest(&mut value)?)),
+                unknown if unknown & 1 == 0 => {
+                    return Err(DecodeError { what: "snapshot field (from a newer version?)", offset: input.offset() });
+                }
+                _ => {}
+            }
+        }
+        if seen_root { Ok(snapshot) } else { Err(input.error("root")) }
+    }
+}
+
+fn text(value: &mut Decoder<'_>) -> Result<String> {
+    if value.remaining() > TEXT_LEN_MAX {
+        return Err(value.error("text"));
+    }
+    let bytes = value.take(value.remaining(), "text")?;
+    String::from_utf8(bytes.to_vec()).map_err(|_| value.error("text"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::tree::{Metadata, Xattrs};
+    use crate::id::{BLOB_ID_LEN, BlobId};
+
+    fn sample() -> Snapshot {
+        let mut snapshot = Snapshot {
+            time: Time { sec: 1_795_000_000, nsec: 5 },
+            host: "controller".into(),
+            user: "root".into(),
+            tags: vec!["a".into(), "b".into()],
+            paths: vec![b"/etc\xff".to_vec()],
+            excludes: vec!["*.tmp".into()],
+            parent: Some(ObjectId([1; 32])),
+            previous: Some(ObjectId([2; 32])),
+            program: "bygone 0.1.0".into(),
+            summary: Summary { files_new: 3, duration_ms: 1 << 40, ..Summary::default() },
+            users: vec![(0, "root".into())],
+            groups: vec![(0, "root".into()), (7, "lp".into())],
+            ..Snapshot::default()
+        };
+        let kind = Kind::Directory { tree: BlobId([3; BLOB_ID_LEN]), entries: 9 };
+        snapshot.set_root(&Node { name: b"", metadata: Metadata::default(), kind, xattrs: Xattrs::default() });
+        snapshot
+    }
+
+    #[test]
+    fn a_snapshot_survives_a_round_trip() {
+        assert_eq!(Snapshot::decode(&sample().encode()), Ok(sample()));
+    }
+
+    #[test]
+    fn unknown_odd_fields_are_skipped_and_even_ones_refused() {
+        let mut stored = sample().encode();
+        stored.put_varint(101);
+        stored.put_bytes(b"later");
+        assert_eq!(Snapshot::decode(&stored), Ok(sample()));
+        stored.put_varint(102);
+        stored.put_bytes(b"must know");
+        assert!(Snapshot::decode(&stored).is_err());
+    }
+
+    #[test]
+    fn no_mutation_of_a_snapshot_panics() {
+        let stored = sample().encode();
+        for at in 0..stored.len() {
+            for flip in 1..=255 {
+                let mut bad = stored.clone();
+                bad[at] ^= flip;
+                let _ = Snapshot::decode(&bad);
+            }
+            let _ = Snapshot::decode(&stored[..at]);
+        }
+    }
+}
