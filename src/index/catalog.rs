@@ -370,3 +370,110 @@ fn value_hash(id: &ObjectId, payload: &[u8]) -> [u8; 32] {
 fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    const REPOSITORY: RepositoryId = RepositoryId([5; 32]);
+
+    fn snapshot(number: u32) -> (ObjectId, Vec<u8>) {
+        let stored = number.to_le_bytes().repeat(100);
+        (ObjectId::of(&stored), stored)
+    }
+
+    fn files(directory: &Path) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.path().is_dir() {
+                files.extend(self::files(&entry.path()));
+            } else {
+                files.push(entry.path());
+            }
+        }
+        files
+    }
+
+    #[test]
+    fn what_is_put_is_found_and_what_is_false_is_not() {
+        let cache = tempfile::tempdir().unwrap();
+        let catalog = Catalog::new(cache.path(), REPOSITORY);
+        let (first, second, third) = (snapshot(1), snapshot(2), snapshot(3));
+        assert_eq!(catalog.snapshots(&[first.0]), []);
+        assert!(!cache.path().join("catalog").exists(), "asking makes nothing");
+        catalog.put_snapshots(vec![first.clone(), second.clone(), (third.0, b"not it".to_vec())]);
+        assert_eq!(catalog.snapshots(&[first.0, third.0, second.0]), [first.clone(), second.clone()]);
+        catalog.retain_snapshots(vec![second.0]);
+        assert_eq!(catalog.snapshots(&[first.0, second.0]), [second.clone()]);
+        catalog.set_last_seen(b"host /etc", first.0);
+        assert_eq!((catalog.last_seen(b"host /etc"), catalog.last_seen(b"host")), (Some(first.0), None));
+        catalog.begin(&[b"a".to_vec(), b"b".to_vec()]);
+        catalog.finish(&[b"a".to_vec()]);
+        let in_flight = catalog.in_flight();
+        assert!(in_flight.len() == 1 && in_flight[0].name == b"b" && in_flight[0].begun_s > 1_700_000_000);
+        let other = Catalog::new(cache.path(), RepositoryId([6; 32]));
+        assert_eq!((other.snapshots(&[second.0]), other.in_flight()), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn a_database_that_another_process_has_open_is_done_without_and_left_alone() {
+        let cache = tempfile::tempdir().unwrap();
+        let catalog = Catalog::new(cache.path(), REPOSITORY);
+        catalog.put_snapshots(vec![snapshot(1)]);
+        let path = cache.path().join("catalog");
+        let taken = loop {
+            match open(&path) {
+                Ok((_, db)) => break db,
+                Err(error) => assert!(is_taken(&error)),
+            }
+        };
+        let start = Instant::now();
+        assert_eq!(catalog.snapshots(&[snapshot(1).0]), []);
+        assert!(start.elapsed() < PATIENCE * 3);
+        drop(taken);
+        assert_eq!(catalog.snapshots(&[snapshot(1).0]), [snapshot(1)]);
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_damaged_database_gives_nothing_false_and_is_begun_anew() {
+        let cache = tempfile::tempdir().unwrap();
+        let catalog = Catalog::new(cache.path(), REPOSITORY);
+        let all: Vec<_> = (0..50).map(snapshot).collect();
+        let ids: Vec<_> = all.iter().map(|(id, _)| *id).collect();
+        let rounds = std::env::var("CATALOG_ROUNDS").map_or(12, |text| text.parse().unwrap());
+        let mut random = blake3::Hasher::new().finalize_xof();
+        let mut lost = 0;
+        for round in 0..rounds {
+            catalog.put_snapshots(all.clone());
+            let files = files(&cache.path().join("catalog"));
+            let mut bytes = [0; 24];
+            random.fill(&mut bytes);
+            let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+            let path = &files[number(0) as usize % files.len()];
+            let len = fs::metadata(path).unwrap().len();
+            let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+            match round % 4 {
+                0 => file.set_len(number(8) % (len + 1)).unwrap(),
+                1 => file.write_all_at(&bytes, number(8) % 4096).unwrap(),
+                2 => file.write_all_at(&[0xff; 8], number(8) % (len + 1)).unwrap(),
+                _ => fs::write(path, bytes).unwrap(),
+            }
+            let start = Instant::now();
+            for found in catalog.snapshots(&ids) {
+                assert!(all.contains(&found));
+            }
+            catalog.put_snapshots(all.clone());
+            let found = catalog.snapshots(&ids).len();
+            lost += usize::from(found < all.len());
+            assert!(start.elapsed() < DEADLINE, "round {round} {path:?}");
+        }
+        catalog.put_snapshots(all.clone());
+        assert!(catalog.snapshots(&ids).len() == all.len() || lost > 0);
+        catalog.put_snapshots(all.clone());
+        assert_eq!(catalog.snapshots(&ids), all, "it works again");
+        let aside = fs::read_dir(cache.path()).unwrap().flatten();
+        assert!(aside.filter(|entry| entry.file_name() != "catalog").count() <= 1);
+    }
+}

@@ -10,7 +10,7 @@ use std::ops::Deref;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 /// Mappings that the handler can watch at a time. Files beyond that are read into memory.
 const WATCHED_MAX: usize = 256;
@@ -63,6 +63,18 @@ impl Mapping {
         file.rewind()?;
         file.read_to_end(&mut bytes)?;
         Ok(Mapping::Memory(bytes))
+    }
+
+    /// Takes pages `from..to` out of this process's memory; they come back from the page cache when they are read again.
+    pub(super) fn release(&self, from: usize, to: usize) {
+        if let Mapping::Mapped(map, _) = self
+            && from < to
+            && !self.is_lost()
+        {
+            // SAFETY: the pages are those of a shared read-only mapping of a file: dropping them changes no byte. If the
+            // advice fails, nothing is lost but memory.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, to - from) };
+        }
     }
 
     /// Whether some of the bytes were lost since the file was mapped. What was read before the question may be zeros.
