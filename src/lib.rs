@@ -1,8 +1,13 @@
 //! bygone: a backup repository that is a filesystem.
 
 pub mod backend;
+pub mod chunk;
 pub mod format;
+pub mod host;
 pub mod id;
 pub mod index;
+pub mod key;
+pub mod pool;
 pub mod progress;
 pub mod repo;
+pub mod seal;
