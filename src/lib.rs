@@ -1,8 +1,10 @@
 //! bygone: a backup repository that is a filesystem.
 
 pub mod backend;
+pub mod browse;
 pub mod format;
 pub mod id;
 pub mod index;
 pub mod progress;
 pub mod repo;
+pub mod restore;
