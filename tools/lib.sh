@@ -53,7 +53,7 @@ fuse_ready() {
         [ -c /dev/fuse ] || as_root mknod -m 666 /dev/fuse c 10 229 2>/dev/null || true
         as_root chmod 666 /dev/fuse 2>/dev/null || true
     fi
-    (: <>/dev/fuse) 2>/dev/null
+    [ -c /dev/fuse ] && (: <>/dev/fuse) 2>/dev/null
 }
 
 # What to do where fuse_ready is false.
