@@ -25,9 +25,9 @@ const OUTSIDE: Ignore = Ignore { link_counts: true, holes: false };
 fn the_comparison_finds_every_difference() {
     let sandbox = Sandbox::empty();
     let [a, b] = ["source/a", "source/b"].map(|name| sandbox.path(name));
+    fs::create_dir(&a).unwrap();
     generate::everything(&a);
     fs::remove_file(sandbox.path("source/linked-from-outside")).ok();
-    fs::create_dir(&b).unwrap();
     let copied = std::process::Command::new("cp").args(["-aT", "--sparse=never"]).args([&a, &b]).status().unwrap();
     assert!(copied.success());
     let found = crate::support::compare::differences(&a, &b, Ignore { holes: true, link_counts: true });
