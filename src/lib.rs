@@ -6,3 +6,4 @@ pub mod id;
 pub mod index;
 pub mod progress;
 pub mod repo;
+pub mod vfs;
