@@ -115,6 +115,12 @@ pub struct Blob {
     to: usize,
 }
 
+impl From<Vec<u8>> for Blob {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { from: 0, to: bytes.len(), bytes: Arc::new(bytes) }
+    }
+}
+
 impl std::ops::Deref for Blob {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
