@@ -594,7 +594,11 @@ mod tests {
         let mut walk = Walk::new(options, &progress).unwrap();
         assert!(matches!(walk.next(), Some(Event::Enter(root)) if root.name() == b""));
         let next = walk.next();
-        assert!(matches!(&next, Some(Event::Enter(dev)) if dev.name() == b"dev"), "{next:?} {:?}", progress.take_errors());
+        assert!(
+            matches!(&next, Some(Event::Enter(dev)) if dev.name() == b"dev"),
+            "{next:?} {:?}",
+            progress.take_errors()
+        );
     }
 
     #[test]
