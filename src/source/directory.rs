@@ -33,12 +33,15 @@ pub struct OpenFile {
 }
 
 impl OpenFile {
-    /// Whether the file is not any more what it was when it was opened: what was read may be a mixture of old and new.
+    /// Whether the file is not any more what it was when it was opened, so that what was read may be a mixture of old and
+    /// new. A volume cannot tell.
     pub fn has_changed(&self) -> io::Result<bool> {
+        if let EntryKind::Volume { .. } = self.stat.kind {
+            return Ok(false);
+        }
         let (then, now) = (&self.stat, Stat::of(&self.file)?);
-        Ok(then.kind != now.kind
-            || then.metadata.mtime != now.metadata.mtime
-            || then.metadata.ctime != now.metadata.ctime)
+        let times = |stat: &Stat| (stat.metadata.mtime, stat.metadata.ctime);
+        Ok(then.kind != now.kind || times(then) != times(&now))
     }
 
     /// The extended attributes as [`crate::format::tree::Xattrs`] stores them; what cannot be read goes to `failed`.
