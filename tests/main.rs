@@ -1,2 +1,14 @@
-#[test]
-fn t() {}
+//! The one integration test binary: the program from outside, through its command line and its mount.
+
+// First: its macros are for all the others.
+#[macro_use]
+mod support;
+
+mod cli;
+mod faults;
+mod fidelity;
+mod golden;
+mod model;
+mod mount;
+mod quickstart;
+mod tidy;

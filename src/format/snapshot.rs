@@ -27,7 +27,7 @@ pub struct Snapshot {
     /// The exclude patterns in force.
     pub excludes: Vec<String>,
     /// The root directory's node, encoded by [`Snapshot::set_root`].
-    root: Vec<u8>,
+    pub(crate) root: Vec<u8>,
     /// The snapshot that unchanged files were taken from.
     pub parent: Option<ObjectId>,
     /// The newest earlier snapshot of the same host and paths, so that a removed one shows.
@@ -121,6 +121,13 @@ impl Snapshot {
         Node::decode(&self.root, &Base::default()).expect("checked when it was set or decoded")
     }
 
+    /// A record of nothing but its root directory.
+    pub fn of_root(root: &Node<'_>) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        snapshot.set_root(root);
+        snapshot
+    }
+
     /// Sets the root directory's node.
     pub fn set_root(&mut self, node: &Node<'_>) {
         assert!(
@@ -186,8 +193,7 @@ impl Snapshot {
                 TIME => {
                     let sec = value.signed("snapshot time")?;
                     let nsec = value.varint_u32("snapshot time")?;
-                    // jiff's range, 9999 years either way, so that a time can always be shown.
-                    if nsec >= 1_000_000_000 || !(-377_705_023_201..=253_402_207_200).contains(&sec) {
+                    if nsec >= 1_000_000_000 || !seconds_are_shown(sec) {
                         return Err(input.error("snapshot time"));
                     }
                     snapshot.time = Time { sec, nsec };
@@ -225,6 +231,11 @@ impl Snapshot {
         }
         if seen_root { Ok(snapshot) } else { Err(input.error("root")) }
     }
+}
+
+/// Whether a time can be shown to people: within 9999 years either way.
+pub(crate) fn seconds_are_shown(sec: i64) -> bool {
+    (-377_705_023_201..=253_402_207_200).contains(&sec)
 }
 
 fn text(value: &mut Decoder<'_>) -> Result<String> {

@@ -11,7 +11,8 @@
 //!
 //! Integers are little-endian. A slot holds the records whose ids begin with the same `bits` bits, [`SLOT_RECORDS`] on
 //! average, so a hit or a miss touches one fan-out entry and one slot. The footer and the hashes are checked when the
-//! file is opened, each 64 KiB when it is first touched: nothing is believed that was not checked.
+//! file is opened, the packs and objects are then copied to memory, and each 64 KiB of the rest is checked when it is first
+//! touched: nothing is believed that was not checked.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -180,7 +181,8 @@ pub(super) struct IndexFile {
     path: Option<PathBuf>,
     bytes: Mapping,
     layout: Layout,
-    objects: Vec<ObjectId>,
+    packs: Box<[PackEntry]>,
+    objects: Box<[ObjectId]>,
     /// One bit for each block that was found to be as written.
     checked: Vec<AtomicU64>,
     damaged: AtomicBool,
@@ -198,10 +200,20 @@ impl IndexFile {
         let layout = Layout::read(&bytes, repository)?;
         let blocks = layout.hashes_at().div_ceil(BLOCK_LEN as u64);
         let checked = (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        let mut file = Self { path, bytes, layout, objects: Vec::new(), checked, damaged: AtomicBool::new(false) };
-        let ids = file.section(layout.objects_at(), layout.hashes_at()).ok()?;
-        file.objects = ids.chunks_exact(HASH_LEN).filter_map(ObjectId::from_bytes).collect();
-        (!file.is_damaged()).then_some(file)
+        let (packs, objects) = Default::default();
+        let damaged = AtomicBool::new(false);
+        let mut file = Self { path, bytes, layout, packs, objects, checked, damaged };
+        let mut packs = Reader::<PACK_LEN>::new(&file, layout.packs_at(), layout.objects_at());
+        let packs = std::iter::from_fn(|| packs.next().transpose());
+        let packs = packs.map(|entry| parse_pack(&entry.ok()?)).collect::<Option<Box<[PackEntry]>>>()?;
+        let mut objects = Reader::<HASH_LEN>::new(&file, layout.objects_at(), layout.hashes_at());
+        let objects = std::iter::from_fn(|| objects.next().transpose());
+        let objects = objects.map(|id| Some(ObjectId(id.ok()?))).collect::<Option<Box<[ObjectId]>>>()?;
+        if packs.iter().any(|entry| entry.object as usize >= objects.len()) {
+            return None;
+        }
+        (file.packs, file.objects) = (packs, objects);
+        Some(file)
     }
 
     /// Where it lies; `None` if nobody else can find it.
@@ -214,9 +226,9 @@ impl IndexFile {
         self.layout.records
     }
 
-    /// Number of packs.
-    pub(super) fn pack_count(&self) -> u32 {
-        self.layout.packs as u32
+    /// Its packs in the order of their numbers.
+    pub(super) fn packs(&self) -> &[PackEntry] {
+        &self.packs
     }
 
     /// Index objects whose packs are all here.
@@ -268,41 +280,13 @@ impl IndexFile {
         let (from, to) = self.slot(prefix(&id.0))?;
         let (from, to) = (from * RECORD_LEN as u64, to * RECORD_LEN as u64);
         self.forget(from, to);
-        let (records, _) = self.section(from, to)?.as_chunks::<RECORD_LEN>();
-        for record in records.iter().map(Record::from_bytes).filter(|record| record.id == *id) {
-            let at = self.layout.packs_at() + u64::from(record.pack) * PACK_LEN as u64;
-            self.forget(at, at + PACK_LEN as u64);
-            self.pack(record.pack)?;
-        }
+        self.section(from, to)?;
         if self.is_damaged() { Err(Damaged) } else { Ok(()) }
-    }
-
-    /// The pack numbered `number` in this file.
-    pub(super) fn pack(&self, number: u32) -> Result<PackEntry, Damaged> {
-        if u64::from(number) >= self.layout.packs {
-            return Err(self.damage());
-        }
-        let at = self.layout.packs_at() + u64::from(number) * PACK_LEN as u64;
-        let entry = self.section(at, at + PACK_LEN as u64)?;
-        let entry = parse_pack(entry).filter(|entry| u64::from(entry.object) < self.layout.objects);
-        if self.bytes.is_lost() { Err(Damaged) } else { entry.ok_or_else(|| self.damage()) }
     }
 
     /// Every record in order, from bytes checked anew.
     pub(super) fn records(&self) -> Reader<'_, RECORD_LEN> {
         Reader::new(self, 0, self.layout.fan_out_at())
-    }
-
-    /// Every pack in the order of its number, from bytes checked anew.
-    pub(super) fn packs(&self) -> impl Iterator<Item = Result<PackEntry, Damaged>> + '_ {
-        let mut reader = Reader::<PACK_LEN>::new(self, self.layout.packs_at(), self.layout.objects_at());
-        std::iter::from_fn(move || {
-            let entry = reader.next().transpose()?;
-            Some(entry.and_then(|entry| {
-                let entry = parse_pack(&entry).filter(|entry| u64::from(entry.object) < self.layout.objects);
-                entry.ok_or_else(|| self.damage())
-            }))
-        })
     }
 
     /// Numbers of the first record of the slot of `prefix` and of the first one after it.

@@ -120,10 +120,10 @@ impl<'a> Input<'a> {
         }
     }
 
-    fn packs(self) -> Box<dyn Iterator<Item = Result<PackEntry, Damaged>> + 'a> {
+    fn packs(self) -> &'a [PackEntry] {
         match self {
-            Input::File(file) => Box::new(file.packs()),
-            Input::Batch(batch) => Box::new(batch.packs.iter().map(|entry| Ok(*entry))),
+            Input::File(file) => file.packs(),
+            Input::Batch(batch) => &batch.packs,
         }
     }
 
@@ -195,7 +195,7 @@ pub(super) fn merge(
         }
         let mut packs = Vec::new();
         for entry in input.packs() {
-            let kept = numbers[entry?.object as usize] != DROPPED;
+            let kept = numbers[entry.object as usize] != DROPPED;
             packs.push(if kept { pack_count } else { DROPPED });
             pack_count += u32::from(kept);
         }
@@ -211,10 +211,9 @@ pub(super) fn merge(
     }
     for cursor in &cursors {
         for entry in cursor.input.packs() {
-            let entry = entry?;
             let object = cursor.objects[entry.object as usize];
             if object != DROPPED {
-                out.write(&PackEntry { object, ..entry }.to_bytes())?;
+                out.write(&PackEntry { object, ..*entry }.to_bytes())?;
             }
         }
     }

@@ -59,7 +59,7 @@ pub struct PackInfo {
     pub len: u64,
 }
 
-/// A local file is not what was written, or a pack number is too old: [`Index::refresh`], then ask again.
+/// A local file is not what was written: [`Index::refresh`], then ask again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the local index is damaged")]
 pub struct Damaged;
@@ -227,16 +227,16 @@ impl Index {
         self.read().held.iter().try_for_each(|held| held.file.recheck(id))
     }
 
-    /// The pack that `number` stands for.
-    pub fn pack(&self, number: PackNumber) -> Result<PackInfo, Damaged> {
-        self.read().numbers.get(number)
+    /// The pack that `number` stands for, which this index has handed out.
+    pub fn pack(&self, number: PackNumber) -> PackInfo {
+        self.read().numbers.get(number).expect("a number stands for its pack as long as the index lives")
     }
 
     /// Takes in a pack that this process has written and that no index object lists yet.
     pub fn add(&self, pack: &IndexedPack) {
         let State { recent, numbers, absent, .. } = &mut *self.write();
         absent.remove(&pack.id);
-        recent.add(pack, &mut |info| PackNumber(numbers.add(info)));
+        recent.add(pack, &mut |info| numbers.add(info));
     }
 
     /// Notes that this process has written the index object `object`, which lists `packs`.
@@ -244,7 +244,7 @@ impl Index {
         let much = {
             let State { recent, numbers, covered, .. } = &mut *self.write();
             if covered.insert(object) {
-                recent.publish(object, packs, &mut |info| PackNumber(numbers.add(info)));
+                recent.publish(object, packs, &mut |info| numbers.add(info));
             }
             recent.objects().len() > self.limits.recent_objects || recent.listed_len() > self.limits.recent_len
         };
@@ -258,49 +258,29 @@ impl Index {
 
     /// From now on treats every pack that `is_present` denies as absent, and with it the blobs that are nowhere else, so
     /// that the next backup stores them again. Packs that are taken in later are taken to be present.
-    pub fn restrict_to(&self, is_present: impl Fn(&PackInfo) -> bool) -> Result<(), Damaged> {
+    pub fn restrict_to(&self, is_present: impl Fn(&PackInfo) -> bool) {
         let _work = self.work();
+        let state = &mut *self.write();
         let mut absent = HashSet::new();
-        self.each_pack(true, |_, info| {
+        state.each_listed_pack(|_, info| {
             if !is_present(&info) {
                 absent.insert(info.id);
             }
-        })?;
-        let (files, stale) = {
-            let state = self.read();
-            (state.files(), state.stale.clone())
-        };
-        let hidden = files.iter().map(|file| hidden_packs(file, &stale, &absent)).collect::<Result<Vec<_>, _>>()?;
-        let mut state = self.write();
-        for (held, hidden) in state.held.iter_mut().zip(hidden) {
-            held.hidden = hidden;
+        });
+        for held in &mut state.held {
+            held.hidden = hidden_packs(&held.file, &state.stale, &absent);
         }
         state.absent = absent;
-        Ok(())
     }
 
     /// Calls `found` for every pack that may be used. A pack that two index objects list is found twice.
-    pub fn for_each_pack(&self, found: impl FnMut(PackNumber, PackInfo)) -> Result<(), Damaged> {
-        self.each_pack(false, found)
-    }
-
-    fn each_pack(&self, with_absent: bool, mut found: impl FnMut(PackNumber, PackInfo)) -> Result<(), Damaged> {
+    pub fn for_each_pack(&self, mut found: impl FnMut(PackNumber, PackInfo)) {
         let state = self.read();
-        for (number, info) in state.recent.packs() {
-            if with_absent || !state.absent.contains(&info.id) {
+        state.each_listed_pack(|number, info| {
+            if !state.absent.contains(&info.id) {
                 found(number, info);
             }
-        }
-        for held in &state.held {
-            for (number, entry) in (0..).zip(held.file.packs()) {
-                let entry = entry?;
-                let gone = state.stale.contains(&held.file.objects()[entry.object as usize]);
-                if !gone && (with_absent || !held.is_hidden(number)) {
-                    found(PackNumber(held.base + number), entry.info);
-                }
-            }
-        }
-        Ok(())
+        });
     }
 
     /// Number of blobs. A blob that lies in two packs counts twice.
@@ -527,9 +507,7 @@ impl Index {
     /// Takes `plan` into use, in one step for everyone who is looking blobs up.
     fn commit(&self, plan: Plan, lock: Option<&Lock>) {
         let absent = self.read().absent.clone();
-        // In a file that turns out to be damaged no pack needs hiding: it answers nothing any more.
-        let hide = |file: &Arc<IndexFile>| hidden_packs(file, &plan.stale, &absent).unwrap_or_default();
-        let hidden: Vec<_> = plan.files.iter().map(hide).collect();
+        let hidden: Vec<_> = plan.files.iter().map(|file| hidden_packs(file, &plan.stale, &absent)).collect();
         {
             let State { held, recent, numbers, covered, stale, .. } = &mut *self.write();
             let mut before = std::mem::take(held);
@@ -545,7 +523,7 @@ impl Index {
             }
             recent.forget(&plan.leaving);
             for (object, packs) in &plan.fresh {
-                recent.publish(*object, packs, &mut |info| PackNumber(numbers.add(info)));
+                recent.publish(*object, packs, &mut |info| numbers.add(info));
             }
             *covered = plan.files.iter().flat_map(|file| file.objects()).copied().collect();
             covered.retain(|object| !plan.stale.contains(object));
@@ -566,9 +544,22 @@ impl State {
         self.held.iter().map(|held| held.file.clone()).collect()
     }
 
+    /// Calls `found` for every pack of an index object that is not gone, and for those that have none yet.
+    fn each_listed_pack(&self, mut found: impl FnMut(PackNumber, PackInfo)) {
+        self.recent.packs().for_each(|(number, info)| found(number, info));
+        for held in &self.held {
+            let gone: Vec<bool> = held.file.objects().iter().map(|object| self.stale.contains(object)).collect();
+            for (number, entry) in (held.base..).zip(held.file.packs()) {
+                if !gone[entry.object as usize] {
+                    found(PackNumber(number), entry.info);
+                }
+            }
+        }
+    }
+
     #[cold]
     fn is_absent(&self, pack: PackNumber) -> bool {
-        self.numbers.get(pack).is_ok_and(|info| self.absent.contains(&info.id))
+        self.numbers.get(pack).is_some_and(|info| self.absent.contains(&info.id))
     }
 }
 
@@ -580,23 +571,18 @@ impl Held {
 }
 
 /// The packs of `file` that must not be used: their index object is gone, or they are.
-fn hidden_packs(
-    file: &IndexFile,
-    stale: &HashSet<ObjectId>,
-    absent: &HashSet<ObjectId>,
-) -> Result<Option<Box<[u64]>>, Damaged> {
-    let objects: Vec<bool> = file.objects().iter().map(|object| stale.contains(object)).collect();
-    if absent.is_empty() && !objects.contains(&true) {
-        return Ok(None);
+fn hidden_packs(file: &IndexFile, stale: &HashSet<ObjectId>, absent: &HashSet<ObjectId>) -> Option<Box<[u64]>> {
+    let gone: Vec<bool> = file.objects().iter().map(|object| stale.contains(object)).collect();
+    if absent.is_empty() && !gone.contains(&true) {
+        return None;
     }
-    let mut bits = vec![0u64; file.pack_count().div_ceil(64) as usize];
-    for (number, entry) in file.packs().enumerate() {
-        let entry = entry?;
-        if objects[entry.object as usize] || absent.contains(&entry.info.id) {
+    let mut bits = vec![0u64; file.packs().len().div_ceil(64)];
+    for (number, entry) in file.packs().iter().enumerate() {
+        if gone[entry.object as usize] || absent.contains(&entry.info.id) {
             bits[number / 64] |= 1 << (number % 64);
         }
     }
-    Ok(bits.iter().any(|bits| *bits != 0).then(|| bits.into_boxed_slice()))
+    bits.iter().any(|bits| *bits != 0).then(|| bits.into_boxed_slice())
 }
 
 /// Id, offset and length of each blob of `pack`.

@@ -1,0 +1,8 @@
+//! What goes wrong in the field: killed processes, full disks, damaged objects, damaged local files.
+//!
+//! Everywhere the same promise: an error that names the thing, or the right data; never wrong data, never a panic.
+
+mod damage;
+mod disk;
+mod kill;
+mod local;

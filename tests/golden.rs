@@ -1,0 +1,1 @@
+//! Repositories that earlier versions wrote.

@@ -1,0 +1,1 @@
+//! The mount as the kernel shows it.
