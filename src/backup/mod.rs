@@ -180,13 +180,12 @@ pub fn run(repo: &Arc<Repository>, options: Options, progress: &Arc<Progress>) -
     Ok(Outcome { snapshot, record })
 }
 
-/// Blobs in packs that are gone count as absent, whatever an index says, and are stored again.
+/// Blobs in packs that are gone or cut short count as absent, whatever an index says, and are stored again.
 fn restrict_index_to_stored_packs(repo: &Repository) -> repo::Result<()> {
-    let mut present = std::collections::HashSet::new();
-    repo.backend().list(ObjectKind::Pack, &mut |found| {
-        present.insert(found.id);
-    })?;
-    repo.index().restrict_to(present);
+    let mut present = Vec::new();
+    repo.backend().list(ObjectKind::Pack, &mut |found| present.push((found.id, found.len)))?;
+    present.sort_unstable();
+    repo.index().restrict_to(|pack| present.binary_search(&(pack.id, pack.len)).is_ok());
     Ok(())
 }
 

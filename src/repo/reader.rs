@@ -68,16 +68,6 @@ impl SegmentCache {
     fn shard(&self, key: &SegmentKey) -> &Mutex<Shard> {
         &self.shards[(key.0.0 as usize ^ key.1 as usize) % SHARDS]
     }
-
-    /// Forgets everything, for when pack numbers change.
-    pub(super) fn clear(&self) {
-        self.packs.lock().expect("no panic while held").clear();
-        for shard in &self.shards {
-            let mut shard = shard.lock().expect("no panic while held");
-            shard.segments.clear();
-            shard.bytes = 0;
-        }
-    }
 }
 
 impl Shard {
@@ -111,25 +101,38 @@ fn with_scratch<T>(work: impl FnOnce(&mut Decompressor, &mut Vec<u8>) -> Result<
 }
 
 impl Repository {
-    /// Where the blob `id` lies, if any index names it.
+    /// Where the blob `id` lies, if any index names it. While the local index cannot be repaired, it lies nowhere: a
+    /// writer then stores it again.
     pub fn locate(&self, id: &BlobId) -> Option<Location> {
-        self.index.locate(id)
+        self.index.find(id, &self.source()).ok().flatten()
     }
 
-    fn locate_or_fail(&self, kind: BlobKind, id: &BlobId) -> Result<Location> {
-        self.index.locate(id).ok_or_else(|| Error::MissingBlob { kind, id: *id, location: self.location() })
+    /// Runs `read` on the place of a blob. If that fails and the local index turns out to have changed since it was
+    /// checked, it is repaired and `read` runs again.
+    fn read_at<T>(&self, kind: BlobKind, id: &BlobId, mut read: impl FnMut(Location) -> Result<T>) -> Result<T> {
+        loop {
+            let outcome = match self.index.find(id, &self.source())? {
+                Some(location) => read(location),
+                None => Err(Error::MissingBlob { kind, id: *id, location: self.location() }),
+            };
+            if outcome.is_ok() || self.index.recheck(id).is_ok() {
+                return outcome;
+            }
+            self.refresh()?;
+        }
     }
 
     /// A whole blob, verified against its id.
     pub fn blob(&self, kind: BlobKind, id: &BlobId) -> Result<Blob> {
-        let location = self.locate_or_fail(kind, id)?;
-        let blob = self.blob_at(&location)?;
-        if self.keys.blob_id(kind, &ContentHash::of(&blob)) != *id {
-            let pack = self.index.pack(location.pack).id;
-            let object = format!("{kind:?} blob {id} in {}", ObjectName::new(ObjectKind::Pack, pack));
-            return Err(Error::Corrupt { object, what: "it does not hash to its id".to_owned() });
-        }
-        Ok(blob)
+        self.read_at(kind, id, |location| {
+            let blob = self.blob_at(&location)?;
+            if self.keys.blob_id(kind, &ContentHash::of(&blob)) != *id {
+                let pack = self.index.pack(location.pack).id;
+                let object = format!("{kind:?} blob {id} in {}", ObjectName::new(ObjectKind::Pack, pack));
+                return Err(Error::Corrupt { object, what: "it does not hash to its id".to_owned() });
+            }
+            Ok(blob)
+        })
     }
 
     fn blob_at(&self, location: &Location) -> Result<Blob> {
@@ -147,14 +150,15 @@ impl Repository {
     /// Fills `out` from `offset` within the data blob `id`; decodes only the segments hit. The bytes are authentic, but
     /// not compared with the id, which would take the whole blob.
     pub fn read_blob_at(&self, id: &BlobId, offset: u64, out: &mut [u8]) -> Result<()> {
-        let location = self.locate_or_fail(BlobKind::Data, id)?;
-        let end = offset.checked_add(out.len() as u64);
-        if end.is_none_or(|end| end > u64::from(location.len)) {
-            let what = format!("bytes from {offset} are beyond its {} bytes", location.len);
-            return Err(Error::Corrupt { object: format!("Data blob {id}"), what });
-        }
-        let pack = self.open_pack(location.pack)?;
-        self.copy_from_pack(&pack, location.pack, location.offset + offset as u32, out)
+        self.read_at(BlobKind::Data, id, |location| {
+            let end = offset.checked_add(out.len() as u64);
+            if end.is_none_or(|end| end > u64::from(location.len)) {
+                let what = format!("bytes from {offset} are beyond its {} bytes", location.len);
+                return Err(Error::Corrupt { object: format!("Data blob {id}"), what });
+            }
+            let pack = self.open_pack(location.pack)?;
+            self.copy_from_pack(&pack, location.pack, location.offset + offset as u32, out)
+        })
     }
 
     fn copy_from_pack(&self, pack: &OpenPack, number: PackNumber, offset: u32, mut out: &mut [u8]) -> Result<()> {
