@@ -224,9 +224,11 @@ pub fn run(
         deleted: AtomicU64::new(0),
     };
     let (root, made) = open_target(target, options.dry_run)?;
-    // A new target becomes what was named; one that was there is only a place to put things, and so is the one of a
-    // whole snapshot, whose root stands for no directory of the source.
-    let root_node = (made && !start.node().name.is_empty()).then(|| start.clone());
+    // A new target becomes what was named. One with something in it is only a place to put things, unless it is to be
+    // made the same; and so is the one of a whole snapshot, whose root stands for no directory of the source.
+    let becomes = made || options.delete || root.as_ref().is_some_and(existing::is_empty);
+    let is_named = !start.node().name.is_empty() && matches!(start.node().kind, Kind::Directory { .. });
+    let root_node = (becomes && is_named).then(|| start.clone());
     let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16);
     let queue = Queue::new(workers + 4);
     let (files, bytes) = std::thread::scope(|scope| {
