@@ -12,6 +12,8 @@ mod file;
 mod metadata;
 mod place;
 mod queue;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -343,6 +345,8 @@ enum Into {
 struct Planner<'c> {
     context: &'c Context<'c>,
     queue: &'c Queue<Job>,
+    /// Keeps the target open: every place is reached from it.
+    _root: Option<Arc<OwnedFd>>,
     levels: Vec<Level>,
     links: HashMap<LinkKey, FirstName>,
     batch: Vec<Task>,
@@ -362,9 +366,9 @@ impl<'c> Planner<'c> {
         made: bool,
         node: Option<OwnedNode>,
     ) -> Self {
-        let (place, state) = match root {
+        let root = root.map(Arc::new);
+        let (place, state) = match root.clone() {
             Some(fd) => {
-                let fd = Arc::new(fd);
                 let place = Place::root(&fd);
                 let inherits = metadata::has_default_acl(&fd);
                 (place.clone(), State::Open(Arc::new(Dir { place, fd, made, inherits })))
@@ -374,6 +378,7 @@ impl<'c> Planner<'c> {
         let mut planner = Self {
             context,
             queue,
+            _root: root,
             levels: Vec::new(),
             links: HashMap::new(),
             batch: Vec::new(),
