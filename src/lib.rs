@@ -5,6 +5,8 @@ pub mod backup;
 pub mod browse;
 pub mod chunk;
 pub mod format;
+#[cfg(feature = "mount")]
+pub mod fuse;
 pub mod host;
 pub mod id;
 pub mod index;
