@@ -6,6 +6,8 @@ pub mod browse;
 pub mod chunk;
 pub mod cli;
 pub mod format;
+#[cfg(feature = "mount")]
+pub mod fuse;
 pub mod host;
 pub mod id;
 pub mod index;

@@ -161,6 +161,33 @@ impl Repository {
         })
     }
 
+    /// As [`Repository::blob`], but `None` if it takes more than memory to answer.
+    pub fn blob_if_cached(&self, kind: BlobKind, id: &BlobId) -> Result<Option<Blob>> {
+        let location = self.locate_or_fail(kind, id)?;
+        if self.is_cached(&location, 0, location.len) { self.blob(kind, id).map(Some) } else { Ok(None) }
+    }
+
+    /// As [`Repository::read_blob_at`], but false if it takes more than memory to answer.
+    pub fn read_blob_if_cached(&self, id: &BlobId, offset: u64, out: &mut [u8]) -> Result<bool> {
+        let location = self.locate_or_fail(BlobKind::Data, id)?;
+        let beyond = offset.checked_add(out.len() as u64).is_none_or(|end| end > u64::from(location.len));
+        if beyond || self.is_cached(&location, offset as u32, out.len() as u32) {
+            self.read_blob_at(id, offset, out).map(|()| true)
+        } else {
+            Ok(false)
+        }
+    }
+
+    /// Whether the segments with `len` bytes from `offset` of what is at `location` are decoded.
+    fn is_cached(&self, location: &Location, offset: u32, len: u32) -> bool {
+        let packs = self.cache.packs.lock().expect("no panic while held");
+        let Some(pack) = packs.peek(&location.pack).cloned() else { return false };
+        drop(packs);
+        let Ok((first, at)) = pack.place(location.offset.saturating_add(offset), len) else { return false };
+        let count = (at + len as usize).div_ceil(pack.table.segment_len as usize);
+        (first..first + count).all(|index| self.segment_is_cached(location.pack, index as u32))
+    }
+
     fn copy_from_pack(&self, pack: &OpenPack, number: PackNumber, offset: u32, mut out: &mut [u8]) -> Result<()> {
         if out.is_empty() {
             return Ok(());
