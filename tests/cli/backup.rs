@@ -156,7 +156,7 @@ fn what_cannot_be_read_is_listed_and_the_rest_is_kept() {
         sandbox.write(name, "not for everyone");
     }
     for name in ["secret", "locked"] {
-        fs::set_permissions(sandbox.source().join(name), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(sandbox.source().join(name), fs::Permissions::from_mode(0o000)).unwrap();
     }
     let run = without_privilege(&sandbox, args!["backup", sandbox.source()]).expect_code(3);
     for name in ["secret", "locked"] {
@@ -252,7 +252,18 @@ fn skip_if_unchanged_makes_no_second_snapshot() {
 fn host_tags_and_time_are_what_the_options_say() {
     let sandbox = with_files();
     let time = "2024-02-29 03:04:05";
-    sandbox.ok(args!["backup", "--host", "db1", "--tag", "nightly,sql", "--tag", "more", "--time", time, sandbox.source()]);
+    sandbox.ok(args![
+        "backup",
+        "--host",
+        "db1",
+        "--tag",
+        "nightly,sql",
+        "--tag",
+        "more",
+        "--time",
+        time,
+        sandbox.source()
+    ]);
     let snapshot = &sandbox.json(args!["snapshots", "--json"])[0];
     assert_eq!(snapshot["hostname"], "db1");
     assert_eq!(snapshot["tags"], serde_json::json!(["more", "nightly", "sql"]));
