@@ -1,1 +1,281 @@
-//! to come
+//! Objects as files below a local directory.
+//!
+//! An object is written to a temporary name beside its place, synced, renamed without replacing, and its directory is
+//! synced: after a crash it is there whole or not at all. Only its own temporary files are ever deleted unasked.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
+
+use super::{Backend, Error, ErrorKind, Listed, ObjectKind, ObjectName, Result};
+use crate::id::ObjectId;
+
+const TEMPORARY: &str = "tmp-";
+
+/// A repository's directory.
+pub struct Local {
+    root: PathBuf,
+}
+
+impl Local {
+    /// The store in `root`, which need not exist yet.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn path(&self, name: ObjectName) -> PathBuf {
+        self.root.join(name.path())
+    }
+
+    fn error(&self, op: &'static str, object: impl ToString, source: io::Error) -> Error {
+        let kind = match source.kind() {
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Denied,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => ErrorKind::Full,
+            io::ErrorKind::UnexpectedEof => ErrorKind::Truncated,
+            _ => ErrorKind::Other,
+        };
+        Error { op, object: object.to_string(), location: self.location(), kind, source }
+    }
+
+    /// Writes a temporary file beside `path`, durably, and gives it its name. `Ok` if the name is taken: the name is a
+    /// hash of the bytes.
+    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let directory = path.parent().expect("objects lie below the root");
+        let random = crate::key::random::<12>()?;
+        let temporary = directory.join(format!("{TEMPORARY}{}", blake3::hash(&random).to_hex()));
+        let file = match create_new(&temporary) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.make_directory(directory)?;
+                create_new(&temporary)?
+            }
+            other => other?,
+        };
+        let written = (|| {
+            io::Write::write_all(&mut &file, bytes)?;
+            file.sync_data()?;
+            match rustix::fs::renameat_with(CWD, &temporary, CWD, path, RenameFlags::NOREPLACE) {
+                Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => link_then_unlink(&temporary, path)?,
+                Err(rustix::io::Errno::EXIST) => fs::remove_file(&temporary)?,
+                other => other?,
+            }
+            sync_directory(directory)
+        })();
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+
+    /// Makes a directory below the root and syncs the one above it, so that the new one survives a crash.
+    fn make_directory(&self, directory: &Path) -> io::Result<()> {
+        match fs::create_dir(directory) {
+            Ok(()) => sync_directory(directory.parent().expect("below the root")),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Calls `found` with each file's directory entry in the directories that hold objects of `kind`.
+    fn for_each_file(
+        &self,
+        kind: ObjectKind,
+        found: &mut dyn FnMut(&fs::DirEntry) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let top = self.root.join(kind.directory());
+        let mut visit = |directory: &Path| -> io::Result<()> {
+            match fs::read_dir(directory) {
+                Ok(entries) => entries.into_iter().try_for_each(|entry| found(&entry?)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
+        match kind {
+            ObjectKind::Config => Ok(()),
+            ObjectKind::Pack => {
+                // A missing top directory is a damaged repository, not an empty one.
+                for entry in fs::read_dir(&top)? {
+                    let entry = entry?;
+                    if entry.file_type()?.is_dir() {
+                        visit(&entry.path())?;
+                    }
+                }
+                Ok(())
+            }
+            _ => fs::read_dir(&top)?.try_for_each(|entry| found(&entry?)),
+        }
+    }
+}
+
+fn create_new(path: &Path) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?))
+}
+
+/// For file systems without a rename that refuses to replace.
+fn link_then_unlink(temporary: &Path, path: &Path) -> io::Result<()> {
+    match rustix::fs::linkat(CWD, temporary, CWD, path, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => fs::remove_file(temporary),
+        Err(_) if path.exists() => fs::remove_file(temporary),
+        // No hard links either (some network and FAT file systems): the name is a hash, so replacing cannot lose data.
+        Err(_) => fs::rename(temporary, path),
+    }
+}
+
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+impl Backend for Local {
+    fn location(&self) -> String {
+        self.root.display().to_string()
+    }
+
+    fn create(&self) -> Result<()> {
+        let config = self.root.join("config");
+        if config.exists() {
+            let source = io::Error::from(io::ErrorKind::AlreadyExists);
+            return Err(self.error("create", "config", source));
+        }
+        let create = || -> io::Result<()> {
+            fs::create_dir_all(&self.root)?;
+            rustix::fs::chmod(&self.root, Mode::RWXU)?;
+            for kind in ObjectKind::ALL.into_iter().filter(|kind| *kind != ObjectKind::Config) {
+                self.make_directory(&self.root.join(kind.directory()))?;
+            }
+            sync_directory(self.root.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+        };
+        create().map_err(|source| self.error("create", "the repository's directory", source))
+    }
+
+    fn put(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
+        self.write(&self.path(name), bytes).map_err(|source| self.error("write", name, source))
+    }
+
+    fn get(&self, name: ObjectName, len_max: u64) -> Result<Vec<u8>> {
+        let read = || {
+            let file = File::open(self.path(name))?;
+            let len = file.metadata()?.len();
+            if len > len_max {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{len} bytes are more than {len_max}")));
+            }
+            let mut bytes = vec![0; len as usize];
+            file.read_exact_at(&mut bytes, 0)?;
+            Ok(bytes)
+        };
+        read().map_err(|source| self.error("read", name, source))
+    }
+
+    fn get_range(&self, name: ObjectName, offset: u64, out: &mut [u8]) -> Result<()> {
+        let mut read = || File::open(self.path(name))?.read_exact_at(out, offset);
+        read().map_err(|source| self.error("read", name, source))
+    }
+
+    fn list(&self, kind: ObjectKind, found: &mut dyn FnMut(Listed)) -> Result<()> {
+        let mut visit = |entry: &fs::DirEntry| {
+            // Other names are temporary files and what users put there.
+            if let Some(id) = entry.file_name().to_str().and_then(ObjectId::from_hex) {
+                match entry.metadata() {
+                    Ok(metadata) if metadata.is_file() => found(Listed { id, len: metadata.len() }),
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        };
+        self.for_each_file(kind, &mut visit).map_err(|source| self.error("list", kind.directory(), source))
+    }
+
+    fn len(&self, name: ObjectName) -> Result<u64> {
+        Ok(fs::metadata(self.path(name)).map_err(|source| self.error("stat", name, source))?.len())
+    }
+
+    fn delete(&self, name: ObjectName) -> Result<()> {
+        match fs::remove_file(self.path(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|source| self.error("delete", name, source)),
+        }
+    }
+
+    fn clean(&self, age_min_s: u64) -> Result<u64> {
+        let mut count = 0;
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
+        for kind in ObjectKind::ALL {
+            let mut visit = |entry: &fs::DirEntry| {
+                if entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY)) {
+                    match entry.metadata() {
+                        Ok(metadata) if now.saturating_sub(metadata.mtime()) >= age_min_s as i64 => {
+                            fs::remove_file(entry.path())?;
+                            count += 1;
+                        }
+                        _ => {}
+                    }
+                }
+                Ok(())
+            };
+            self.for_each_file(kind, &mut visit).map_err(|source| self.error("clean", kind.directory(), source))?;
+        }
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(bytes: &[u8]) -> ObjectName {
+        ObjectName::new(ObjectKind::Pack, ObjectId::of(bytes))
+    }
+
+    #[test]
+    fn an_object_is_written_once_and_read_in_ranges() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let store = Local::new(directory.path().join("repo"));
+        store.create().expect("creates");
+        store.put(name(b"hello"), b"hello").expect("puts");
+        store.put(name(b"hello"), b"other").expect("a second put is quiet");
+        assert_eq!(store.get(name(b"hello"), 10).expect("gets"), b"hello");
+        assert!(store.get(name(b"hello"), 4).is_err(), "longer than allowed");
+        let mut out = [0; 3];
+        store.get_range(name(b"hello"), 1, &mut out).expect("reads a range");
+        assert_eq!(&out, b"ell");
+        let error = store.get_range(name(b"hello"), 3, &mut out).expect_err("short");
+        assert_eq!(error.kind, ErrorKind::Truncated);
+        assert_eq!(store.get(name(b"absent"), 10).expect_err("absent").kind, ErrorKind::NotFound);
+        let mut listed = Vec::new();
+        store.list(ObjectKind::Pack, &mut |found| listed.push(found)).expect("lists");
+        assert_eq!(listed, [Listed { id: ObjectId::of(b"hello"), len: 5 }]);
+        store.delete(name(b"hello")).expect("deletes");
+        store.delete(name(b"hello")).expect("deletes again");
+    }
+
+    #[test]
+    fn leftovers_are_not_listed_and_are_cleaned_when_old() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let store = Local::new(directory.path());
+        store.create().expect("creates");
+        fs::write(directory.path().join("index/tmp-1"), b"x").expect("writes");
+        store.list(ObjectKind::Index, &mut |_| panic!("a leftover is listed")).expect("lists");
+        assert_eq!(store.clean(3600).expect("cleans"), 0);
+        assert_eq!(store.clean(0).expect("cleans"), 1);
+        assert!(!directory.path().join("index/tmp-1").exists());
+    }
+
+    #[test]
+    fn a_second_create_is_refused() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let store = Local::new(directory.path());
+        store.create().expect("creates");
+        store.put(ObjectName::config(), b"c").expect("puts");
+        assert!(store.create().is_err());
+    }
+}

@@ -4,7 +4,10 @@
 
 pub mod codec;
 pub mod content;
+pub mod header;
 pub mod index;
 pub mod limits;
+pub mod object;
+pub mod pack;
 pub mod snapshot;
 pub mod tree;

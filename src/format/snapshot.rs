@@ -186,8 +186,7 @@ impl Snapshot {
                 TIME => {
                     let sec = value.signed("snapshot time")?;
                     let nsec = value.varint_u32("snapshot time")?;
-                    // jiff's range, 9999 years either way, so that a time can always be shown.
-                    if nsec >= 1_000_000_000 || !(-377_705_023_201..=253_402_207_200).contains(&sec) {
+                    if nsec >= 1_000_000_000 || !seconds_are_shown(sec) {
                         return Err(input.error("snapshot time"));
                     }
                     snapshot.time = Time { sec, nsec };
@@ -225,6 +224,11 @@ impl Snapshot {
         }
         if seen_root { Ok(snapshot) } else { Err(input.error("root")) }
     }
+}
+
+/// Whether a time can be shown to people: within 9999 years either way.
+pub(crate) fn seconds_are_shown(sec: i64) -> bool {
+    (-377_705_023_201..=253_402_207_200).contains(&sec)
 }
 
 fn text(value: &mut Decoder<'_>) -> Result<String> {

@@ -3,8 +3,7 @@
     src-1/       src-2/        two releases of the Linux source, 84,000 files, 1.2 GiB each
     dump-1.sql   dump-2.sql    an SQL dump of 736 MiB and the next night's
     image-1.raw  image-2.raw   a sparse 4 GiB disk with a small Debian, before and after an installation
-
-`Stage` shows a day to the tools at a path that stays the same.
+    live/                      where `Stage` shows one day of each, so that the tools see both days at the same path
 """
 
 import os
@@ -35,17 +34,19 @@ def debian_mirror():
 
 def source_versions():
     """The oldest and the newest release of the source package that apt offers."""
+    run(["apt-get", "update"])
     lines = run(["apt-cache", "madison", SOURCE_PACKAGE]).splitlines()
     versions = [line.split("|")[1].strip() for line in lines if line.count("|") == 2]
-    versions = list(dict.fromkeys(versions))
-    if len(versions) < 2:
-        raise Failure(f"apt offers {versions or 'no version'} of {SOURCE_PACKAGE}; two are needed: add the security suite"
-                      " to apt's sources and run `apt-get update`")
+    if len(set(versions)) < 2:
+        raise Failure(f"apt offers {versions or 'no version'} of {SOURCE_PACKAGE}; two are needed: add the security"
+                      " suite to apt's sources")
     return versions[-1], versions[0]
 
 
 def make_source(root, work):
     """Unpacks two releases of the Linux source."""
+    if all((root / f"src-{day}").exists() for day in (1, 2)):
+        return
     for day, version in enumerate(source_versions(), start=1):
         target = root / f"src-{day}"
         if target.exists():
@@ -153,7 +154,7 @@ def source_of(root, name):
 
 
 class Stage:
-    """Shows one day of a set at its live path by a bind mount: nothing is copied, times and inodes are the files' own."""
+    """Shows one day of a set at its live path by a bind mount: nothing is copied, times and inodes stay."""
 
     def __init__(self, root, name):
         self.root, self.name, self.path = root, name, live(root, name)
@@ -174,20 +175,13 @@ class Stage:
 
     def close(self):
         """Shows nothing again."""
-        unmount_all(self.path)
+        unmount(self.path)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.close()
-
-
-def unmount_all(path):
-    """Unmounts a bind mount; os.path.ismount cannot see one of a file or within one file system, so it just tries."""
-    while subprocess.run(["umount", path], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                         check=False, timeout=30).returncode == 0:
-        pass
 
 
 def add_arguments(parser):

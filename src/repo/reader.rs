@@ -1,0 +1,323 @@
+//! From a blob's id to its bytes: locate, find its segments, decode each once, keep them, verify.
+//!
+//! Decoded segments live in a cache bounded by bytes. Threads that want the same segment at once share one decode.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Condvar, Mutex};
+
+use lru::LruCache;
+
+use super::{Blob, Error, Repository, Result};
+use crate::backend::{ObjectKind, ObjectName};
+use crate::format::header::{HEADER_LEN, Header, StoredKind};
+use crate::format::index::PackedBlob;
+use crate::format::pack::{FOOTER_LEN, Footer, SegmentTable, decode_blob_table};
+use crate::id::{BlobId, BlobKind, ContentHash, ObjectId};
+use crate::index::{Location, PackInfo, PackNumber};
+use crate::seal::{BLOB_TABLE_UNIT, Decompressor, ObjectCipher, SEGMENT_TABLE_UNIT};
+
+/// Bytes read from the end of a pack to find its tables: enough for the table of segments of a 64 MiB pack.
+const TAIL_LEN: u64 = 8 << 10;
+/// Packs whose tables of segments are kept; each takes a few KiB.
+const PACKS_KEPT: usize = 4096;
+const SHARDS: usize = 16;
+
+/// A pack made ready for reading.
+pub(super) struct OpenPack {
+    name: ObjectName,
+    cipher: ObjectCipher,
+    table: SegmentTable,
+}
+
+/// A decoded segment.
+pub type Segment = Arc<Vec<u8>>;
+
+type SegmentKey = (PackNumber, u32);
+
+struct Flight {
+    landed: Mutex<bool>,
+    wake: Condvar,
+}
+
+struct Shard {
+    segments: LruCache<SegmentKey, Segment>,
+    bytes: usize,
+    flights: HashMap<SegmentKey, Arc<Flight>>,
+}
+
+/// Decoded segments and open packs.
+pub(super) struct SegmentCache {
+    shards: Vec<Mutex<Shard>>,
+    shard_len_max: usize,
+    packs: Mutex<LruCache<PackNumber, Arc<OpenPack>>>,
+}
+
+impl SegmentCache {
+    pub(super) fn new(len_max: usize) -> Self {
+        let shard = || Mutex::new(Shard { segments: LruCache::unbounded(), bytes: 0, flights: HashMap::new() });
+        let kept = NonZeroUsize::new(PACKS_KEPT).expect("not zero");
+        Self {
+            shards: (0..SHARDS).map(|_| shard()).collect(),
+            shard_len_max: len_max / SHARDS,
+            packs: Mutex::new(LruCache::new(kept)),
+        }
+    }
+
+    fn shard(&self, key: &SegmentKey) -> &Mutex<Shard> {
+        &self.shards[(key.0.0 as usize ^ key.1 as usize) % SHARDS]
+    }
+
+    /// Forgets everything, for when pack numbers change.
+    pub(super) fn clear(&self) {
+        self.packs.lock().expect("no panic while held").clear();
+        for shard in &self.shards {
+            let mut shard = shard.lock().expect("no panic while held");
+            shard.segments.clear();
+            shard.bytes = 0;
+        }
+    }
+}
+
+impl Shard {
+    fn insert(&mut self, key: SegmentKey, segment: Segment, len_max: usize) {
+        self.bytes += segment.len();
+        if let Some((_, old)) = self.segments.push(key, segment) {
+            self.bytes -= old.len();
+        }
+        // The newest segment stays even if it alone is over the limit: its reader is about to use it.
+        while self.bytes > len_max && self.segments.len() > 1 {
+            let Some((_, old)) = self.segments.pop_lru() else { break };
+            self.bytes -= old.len();
+        }
+    }
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Option<(Decompressor, Vec<u8>)>> = const { RefCell::new(None) };
+}
+
+/// Runs `work` with this thread's decompressor and a buffer for sealed bytes.
+fn with_scratch<T>(work: impl FnOnce(&mut Decompressor, &mut Vec<u8>) -> Result<T>) -> Result<T> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        if scratch.is_none() {
+            let system = |source| Error::System { op: "set up decompression", source };
+            *scratch = Some((Decompressor::new().map_err(system)?, Vec::new()));
+        }
+        let (decompressor, sealed) = scratch.as_mut().expect("just filled");
+        work(decompressor, sealed)
+    })
+}
+
+impl Repository {
+    /// Where the blob `id` lies, if any index names it.
+    pub fn locate(&self, id: &BlobId) -> Option<Location> {
+        self.index.locate(id)
+    }
+
+    fn locate_or_fail(&self, kind: BlobKind, id: &BlobId) -> Result<Location> {
+        self.index.locate(id).ok_or_else(|| Error::MissingBlob { kind, id: *id, location: self.location() })
+    }
+
+    /// A whole blob, verified against its id.
+    pub fn blob(&self, kind: BlobKind, id: &BlobId) -> Result<Blob> {
+        let location = self.locate_or_fail(kind, id)?;
+        let blob = self.blob_at(&location)?;
+        if self.keys.blob_id(kind, &ContentHash::of(&blob)) != *id {
+            let pack = self.index.pack(location.pack).id;
+            let object = format!("{kind:?} blob {id} in {}", ObjectName::new(ObjectKind::Pack, pack));
+            return Err(Error::Corrupt { object, what: "it does not hash to its id".to_owned() });
+        }
+        Ok(blob)
+    }
+
+    fn blob_at(&self, location: &Location) -> Result<Blob> {
+        let pack = self.open_pack(location.pack)?;
+        let (first, at) = pack.place(location.offset, location.len)?;
+        let len = location.len as usize;
+        if at + len <= pack.table.segment_plain_len(first) {
+            return Ok(Blob { bytes: self.segment_of(&pack, location.pack, first)?, from: at, to: at + len });
+        }
+        let mut bytes = vec![0; len];
+        self.copy_from_pack(&pack, location.pack, location.offset, &mut bytes)?;
+        Ok(Blob { bytes: Arc::new(bytes), from: 0, to: len })
+    }
+
+    /// Fills `out` from `offset` within the data blob `id`; decodes only the segments hit. The bytes are authentic, but
+    /// not compared with the id, which would take the whole blob.
+    pub fn read_blob_at(&self, id: &BlobId, offset: u64, out: &mut [u8]) -> Result<()> {
+        let location = self.locate_or_fail(BlobKind::Data, id)?;
+        let end = offset.checked_add(out.len() as u64);
+        if end.is_none_or(|end| end > u64::from(location.len)) {
+            let what = format!("bytes from {offset} are beyond its {} bytes", location.len);
+            return Err(Error::Corrupt { object: format!("Data blob {id}"), what });
+        }
+        let pack = self.open_pack(location.pack)?;
+        self.copy_from_pack(&pack, location.pack, location.offset + offset as u32, out)
+    }
+
+    fn copy_from_pack(&self, pack: &OpenPack, number: PackNumber, offset: u32, mut out: &mut [u8]) -> Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        let (mut index, mut at) = pack.place(offset, out.len() as u32)?;
+        while !out.is_empty() {
+            let segment = self.segment_of(pack, number, index)?;
+            let len = out.len().min(segment.len() - at);
+            let (head, tail) = out.split_at_mut(len);
+            head.copy_from_slice(&segment[at..at + len]);
+            out = tail;
+            at = 0;
+            index += 1;
+        }
+        Ok(())
+    }
+
+    /// The segments that hold `len` bytes from `offset` of a pack's plaintext: the range of their indexes.
+    pub fn segments_at(&self, number: PackNumber, offset: u32, len: u32) -> Result<std::ops::Range<u32>> {
+        let pack = self.open_pack(number)?;
+        let (first, at) = pack.place(offset, len)?;
+        let count = (at + len as usize).div_ceil(pack.table.segment_len as usize);
+        Ok(first as u32..first as u32 + count as u32)
+    }
+
+    /// A decoded segment of a pack; shared, cached.
+    pub fn segment(&self, number: PackNumber, index: u32) -> Result<Segment> {
+        let pack = self.open_pack(number)?;
+        if index as usize >= pack.table.count() {
+            let what = format!("it has no segment {index}");
+            return Err(Error::Corrupt { object: pack.name.to_string(), what });
+        }
+        self.segment_of(&pack, number, index as usize)
+    }
+
+    /// Whether a segment is decoded already.
+    pub fn segment_is_cached(&self, number: PackNumber, index: u32) -> bool {
+        let key = (number, index);
+        self.cache.shard(&key).lock().expect("no panic while held").segments.contains(&key)
+    }
+
+    fn segment_of(&self, pack: &OpenPack, number: PackNumber, index: usize) -> Result<Segment> {
+        let key = (number, index as u32);
+        let shard = self.cache.shard(&key);
+        let flight = loop {
+            let mut held = shard.lock().expect("no panic while held");
+            if let Some(segment) = held.segments.get(&key) {
+                return Ok(segment.clone());
+            }
+            let Some(flight) = held.flights.get(&key).cloned() else {
+                let flight = Arc::new(Flight { landed: Mutex::new(false), wake: Condvar::new() });
+                held.flights.insert(key, flight.clone());
+                break flight;
+            };
+            drop(held);
+            let mut landed = flight.landed.lock().expect("no panic while held");
+            while !*landed {
+                landed = flight.wake.wait(landed).expect("no panic while held");
+            }
+            // Landed: cached now, or failed and then this thread tries itself.
+        };
+        let decoded = self.decode_segment(pack, index);
+        let mut held = shard.lock().expect("no panic while held");
+        held.flights.remove(&key);
+        if let Ok(segment) = &decoded {
+            held.insert(key, segment.clone(), self.cache.shard_len_max);
+        }
+        drop(held);
+        *flight.landed.lock().expect("no panic while held") = true;
+        flight.wake.notify_all();
+        decoded
+    }
+
+    fn decode_segment(&self, pack: &OpenPack, index: usize) -> Result<Segment> {
+        let range = pack.table.offsets[index]..pack.table.offsets[index + 1];
+        with_scratch(|decompressor, sealed| {
+            sealed.resize(range.len(), 0);
+            self.backend.get_range(pack.name, u64::from(range.start), sealed)?;
+            let plain_len = pack.table.segment_plain_len(index);
+            let plain = pack.cipher.open(index as u64, sealed, plain_len, decompressor);
+            plain.map(Arc::new).map_err(|error| Error::Corrupt {
+                object: format!("segment {index} of {}", pack.name),
+                what: error.to_string(),
+            })
+        })
+    }
+
+    pub(super) fn open_pack(&self, number: PackNumber) -> Result<Arc<OpenPack>> {
+        if let Some(pack) = self.cache.packs.lock().expect("no panic while held").get(&number) {
+            return Ok(pack.clone());
+        }
+        // Not under the lock: a second thread may read the same table, which is harmless.
+        let PackInfo { id, len } = self.index.pack(number);
+        let (pack, _) = self.read_tables(&id, len, false)?;
+        let pack = Arc::new(pack);
+        self.cache.packs.lock().expect("no panic while held").put(number, pack.clone());
+        Ok(pack)
+    }
+
+    /// Reads a pack's own table of blobs, for `check` and for rebuilding an index.
+    pub fn read_blob_table(&self, id: &ObjectId, len: u64) -> Result<Vec<PackedBlob>> {
+        let (_, blobs) = self.read_tables(id, len, true)?;
+        Ok(blobs)
+    }
+
+    fn read_tables(&self, id: &ObjectId, len: u64, with_blobs: bool) -> Result<(OpenPack, Vec<PackedBlob>)> {
+        let name = ObjectName::new(ObjectKind::Pack, *id);
+        let decode = |error| Error::decode(name, error);
+        let damaged = |what: &str| Error::Corrupt { object: name.to_string(), what: what.to_owned() };
+        if len < (HEADER_LEN + FOOTER_LEN) as u64 {
+            return Err(damaged("it is too short"));
+        }
+        let tail_len = len.min(TAIL_LEN);
+        let mut tail = vec![0; tail_len as usize];
+        self.backend.get_range(name, len - tail_len, &mut tail)?;
+        let mut header = [0; HEADER_LEN];
+        if tail_len == len {
+            header.copy_from_slice(&tail[..HEADER_LEN]);
+        } else {
+            self.backend.get_range(name, 0, &mut header)?;
+        }
+        let header = Header::decode(&header, StoredKind::Pack).map_err(decode)?;
+        let footer = Footer::decode(&tail[tail.len() - FOOTER_LEN..], len).map_err(decode)?;
+        let cipher = ObjectCipher::new(&self.keys, &self.id, &header);
+        let tail_offset = len - tail_len;
+        let open = |unit, offset: u64, sealed_len: u32, plain_len: u32| {
+            let mut sealed = vec![0; sealed_len as usize];
+            if offset >= tail_offset {
+                let from = (offset - tail_offset) as usize;
+                sealed.copy_from_slice(&tail[from..from + sealed_len as usize]);
+            } else {
+                self.backend.get_range(name, offset, &mut sealed)?;
+            }
+            with_scratch(|decompressor, _| {
+                cipher
+                    .open(unit, &mut sealed, plain_len as usize, decompressor)
+                    .map_err(|error| Error::Corrupt { object: format!("table of {name}"), what: error.to_string() })
+            })
+        };
+        let offset = footer.segment_table_offset();
+        let plain = open(SEGMENT_TABLE_UNIT, offset, footer.segment_table_sealed_len, footer.segment_table_plain_len)?;
+        let table = SegmentTable::decode(&plain, footer.blob_table_offset).map_err(decode)?;
+        let blobs = if with_blobs {
+            let offset = u64::from(footer.blob_table_offset);
+            let plain = open(BLOB_TABLE_UNIT, offset, footer.blob_table_sealed_len, footer.blob_table_plain_len)?;
+            decode_blob_table(&plain, table.plain_len).map_err(decode)?
+        } else {
+            Vec::new()
+        };
+        Ok((OpenPack { name, cipher, table }, blobs))
+    }
+}
+
+impl OpenPack {
+    /// The segment that holds `offset` of the plaintext, and the offset within it; `len` bytes from there must exist.
+    fn place(&self, offset: u32, len: u32) -> Result<(usize, usize)> {
+        if u64::from(offset) + u64::from(len) > u64::from(self.table.plain_len) {
+            let what = format!("an index points at byte {offset} of its {} plain bytes", self.table.plain_len);
+            return Err(Error::Corrupt { object: self.name.to_string(), what });
+        }
+        let segment_len = self.table.segment_len;
+        Ok(((offset / segment_len) as usize, (offset % segment_len) as usize))
+    }
+}

@@ -1,0 +1,310 @@
+//! What is at an entry's name already: whether it stays, is compared or is replaced, and how it is removed.
+//!
+//! Removal never follows a symbolic link, never enters another file system and never touches protected directories.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
+use rustix::io::Errno;
+
+use super::metadata::file_type;
+use super::place::{open_directory, open_directory_here};
+use super::{Overwrite, place::Dir};
+use crate::format::tree::{Kind, Node, Time};
+
+/// What is done about an entry that is not a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plan {
+    /// Its name is free.
+    Create,
+    /// Something else has its name and makes room.
+    Replace,
+    /// A file of the same size is there: replaced if its content differs, otherwise only its metadata is set.
+    Compare,
+    /// The same is there; only metadata is set.
+    Refresh,
+    /// What is there stays as it is.
+    Skip,
+}
+
+/// What is at `name` in `dir`, links not followed.
+pub(super) fn stat(dir: impl AsFd, name: &[u8]) -> io::Result<Option<Stat>> {
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) fn type_of(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+fn mtime(stat: &Stat) -> Time {
+    Time { sec: stat.st_mtime, nsec: stat.st_mtime_nsec as u32 }
+}
+
+/// Decides what is done about `node` in `dir`.
+pub(super) fn plan(dir: &Dir, node: &Node<'_>, overwrite: Overwrite) -> io::Result<Plan> {
+    if dir.made {
+        return Ok(Plan::Create);
+    }
+    let Some(stat) = stat(&dir.fd, node.name)? else { return Ok(Plan::Create) };
+    let newer = node.metadata.mtime > mtime(&stat);
+    if overwrite == Overwrite::Never || overwrite == Overwrite::IfNewer && !newer {
+        return Ok(Plan::Skip);
+    }
+    if type_of(&stat) != file_type(&node.kind) {
+        return Ok(Plan::Replace);
+    }
+    Ok(match node.kind {
+        Kind::File { size, .. } => {
+            // A file with other names may be somebody else's under those.
+            let ours = stat.st_nlink == 1 || node.metadata.nlink > 1;
+            if !ours || stat.st_size as u64 != size {
+                Plan::Replace
+            } else if overwrite != Overwrite::IfChanged {
+                Plan::Compare
+            } else if mtime(&stat) == node.metadata.mtime {
+                Plan::Refresh
+            } else {
+                Plan::Replace
+            }
+        }
+        Kind::Symlink { target } => {
+            let same = rustix::fs::readlinkat(&dir.fd, node.name, Vec::new()).is_ok_and(|at| at.as_bytes() == target);
+            if same { Plan::Refresh } else { Plan::Replace }
+        }
+        Kind::BlockDevice { rdev } | Kind::CharDevice { rdev } if stat.st_rdev != rdev => Plan::Replace,
+        _ => Plan::Refresh,
+    })
+}
+
+/// Calls `found` with each name in `directory`, in no order.
+fn for_each_name(directory: &OwnedFd, mut found: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut buffer = [MaybeUninit::uninit(); 32 << 10];
+    let mut entries = RawDir::new(directory, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            found(name);
+        }
+    }
+    Ok(())
+}
+
+/// Names of a directory in byte order, kept in one piece of memory.
+#[derive(Default)]
+pub(super) struct Names {
+    bytes: Vec<u8>,
+    /// Where each name ends, after sorting start and length.
+    spans: Vec<(usize, u8)>,
+}
+
+impl Names {
+    /// The names that `directory` holds.
+    pub(super) fn read(directory: &OwnedFd) -> io::Result<Self> {
+        let mut names = Self::default();
+        // A descriptor of our own, so that the position of the shared one stays.
+        let own =
+            rustix::fs::openat(directory, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        for_each_name(&own, |name| names.push(name))?;
+        let bytes = &names.bytes;
+        names.spans.sort_unstable_by_key(|(from, len)| &bytes[*from..*from + usize::from(*len)]);
+        Ok(names)
+    }
+
+    pub(super) fn push(&mut self, name: &[u8]) {
+        // The kernel's names have at most 255 bytes.
+        let Ok(len) = u8::try_from(name.len()) else { return };
+        self.spans.push((self.bytes.len(), len));
+        self.bytes.extend_from_slice(name);
+    }
+
+    pub(super) fn get(&self, at: usize) -> Option<&[u8]> {
+        let (from, len) = self.spans.get(at)?;
+        Some(&self.bytes[*from..*from + usize::from(*len)])
+    }
+}
+
+/// The names of a directory that its snapshot does not have, found while the snapshot's names go by in order.
+pub(super) struct Surplus {
+    present: Names,
+    at: usize,
+    extra: Names,
+}
+
+impl Surplus {
+    pub(super) fn new(present: Names) -> Self {
+        Self { present, at: 0, extra: Names::default() }
+    }
+
+    /// Tells that the snapshot has `name`; names come in byte order.
+    pub(super) fn keep(&mut self, name: &[u8]) {
+        while let Some(present) = self.present.get(self.at).filter(|present| *present <= name) {
+            if present != name {
+                self.extra.push(present);
+            }
+            self.at += 1;
+        }
+    }
+
+    /// The names to remove.
+    pub(super) fn finish(mut self) -> Names {
+        while let Some(present) = self.present.get(self.at) {
+            self.extra.push(present);
+            self.at += 1;
+        }
+        self.extra
+    }
+}
+
+/// Device and inode numbers of directories that are never removed, nor anything above or in them.
+pub(super) type Protected = [(u64, u64)];
+
+struct Doomed {
+    fd: OwnedFd,
+    name: Vec<u8>,
+    names: Names,
+    at: usize,
+}
+
+/// Levels of a tree being removed that are open at once. Deeper directories are moved up to the top first.
+const OPEN_LEVELS: usize = 64;
+
+/// Removes `name` and everything below it.
+pub(super) fn remove(parent: impl AsFd, name: &[u8], protected: &Protected) -> io::Result<()> {
+    match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut levels = vec![enter(&parent, name, protected)?];
+    let mut moved = 0u64;
+    while let Some(depth) = levels.len().checked_sub(1) {
+        let level = &mut levels[depth];
+        if let Some(child) = level.names.get(level.at) {
+            let child = child.to_vec();
+            level.at += 1;
+            match rustix::fs::unlinkat(&level.fd, &child[..], AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => continue,
+                Err(Errno::ISDIR | Errno::PERM) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if depth + 1 < OPEN_LEVELS {
+                let level = enter(&levels[depth].fd, &child, protected)?;
+                levels.push(level);
+            } else {
+                // Checked here as it would be when entered, before it moves.
+                drop(enter(&levels[depth].fd, &child, protected)?);
+                let name = format!(".bygone-removed-{moved}").into_bytes();
+                moved += 1;
+                rustix::fs::renameat(&levels[depth].fd, &child[..], &levels[0].fd, &name[..])?;
+                levels[0].names.push(&name);
+            }
+            continue;
+        }
+        let level = levels.pop().expect("depth was just taken from it");
+        let above = levels.last().map_or(parent.as_fd(), |above| above.fd.as_fd());
+        rustix::fs::unlinkat(above, &level.name[..], AtFlags::REMOVEDIR)?;
+    }
+    Ok(())
+}
+
+fn enter(parent: impl AsFd, name: &[u8], protected: &Protected) -> io::Result<Doomed> {
+    let fd = open_directory_here(&parent, name).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::XDEV) => io::Error::other("another file system is mounted there"),
+        // Reached when removing it as a file was refused.
+        Some(Errno::NOTDIR) => Errno::PERM.into(),
+        _ => error,
+    })?;
+    let stat = rustix::fs::fstat(&fd)?;
+    if protected.contains(&(stat.st_dev, stat.st_ino)) {
+        return Err(io::Error::other("it holds the repository"));
+    }
+    let names = Names::read(&fd)?;
+    Ok(Doomed { fd, name: name.to_vec(), names, at: 0 })
+}
+
+/// Makes way for an entry that is to be renamed to `name`, where a directory is.
+pub(super) fn make_way(dir: &Dir, name: &[u8], delete: bool, protected: &Protected) -> io::Result<()> {
+    if delete {
+        return remove(&dir.fd, name, protected);
+    }
+    match rustix::fs::unlinkat(&dir.fd, name, AtFlags::REMOVEDIR) {
+        Err(Errno::NOTEMPTY) => {
+            Err(io::Error::other("a directory that is not empty is in its place (--delete removes it)"))
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Opens the existing directory `name` of `parent` to restore into.
+pub(super) fn open_existing(parent: impl AsFd, name: &[u8], writable: bool) -> io::Result<OwnedFd> {
+    match open_directory(&parent, name) {
+        Err(error) if writable && Errno::from_io_error(&error) == Some(Errno::ACCESS) => {
+            // Our own directory that we may not read: its mode is restored when it is finished.
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let named = rustix::fs::openat(&parent, name, flags, Mode::empty())?;
+            rustix::fs::chmod(format!("/proc/self/fd/{}", named.as_raw_fd()), Mode::RWXU)?;
+            open_directory(&parent, name)
+        }
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    fn open(path: &std::path::Path) -> OwnedFd {
+        fs::File::open(path).unwrap().into()
+    }
+
+    #[test]
+    fn removal_takes_a_deep_tree_and_leaves_what_links_point_to() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("outside")).unwrap();
+        fs::write(dir.path().join("outside/kept"), "x").unwrap();
+        let mut at = dir.path().join("doomed");
+        for _ in 0..200 {
+            fs::create_dir(&at).unwrap();
+            fs::write(at.join("file"), "x").unwrap();
+            symlink(dir.path().join("outside"), at.join("link")).unwrap();
+            at = at.join("d");
+        }
+        remove(open(dir.path()), b"doomed", &[]).unwrap();
+        assert!(!dir.path().join("doomed").exists());
+        assert!(dir.path().join("outside/kept").exists());
+    }
+
+    #[test]
+    fn a_protected_directory_and_all_above_it_survive_removal() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("a/b/repository")).unwrap();
+        fs::write(dir.path().join("a/b/repository/pack"), "x").unwrap();
+        let stat = fs::metadata(dir.path().join("a/b/repository")).unwrap();
+        assert!(remove(open(dir.path()), b"a", &[(stat.dev(), stat.ino())]).is_err());
+        assert!(dir.path().join("a/b/repository/pack").exists());
+    }
+
+    #[test]
+    fn surplus_is_what_is_present_and_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c", "d", "e"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        let mut surplus = Surplus::new(Names::read(&open(dir.path())).unwrap());
+        for name in [&b"aa"[..], b"b", b"d"] {
+            surplus.keep(name);
+        }
+        let extra = surplus.finish();
+        let extra: Vec<_> = (0..).map_while(|at| extra.get(at)).collect();
+        assert_eq!(extra, [b"a", b"c", b"e"]);
+    }
+}
