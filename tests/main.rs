@@ -11,6 +11,7 @@ mod cli;
 mod faults;
 mod fidelity;
 mod golden;
+mod hostile;
 mod model;
 mod mount;
 mod quickstart;
