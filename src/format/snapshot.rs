@@ -27,7 +27,7 @@ pub struct Snapshot {
     /// The exclude patterns in force.
     pub excludes: Vec<String>,
     /// The root directory's node, encoded by [`Snapshot::set_root`].
-    root: Vec<u8>,
+    pub(crate) root: Vec<u8>,
     /// The snapshot that unchanged files were taken from.
     pub parent: Option<ObjectId>,
     /// The newest earlier snapshot of the same host and paths, so that a removed one shows.
@@ -119,6 +119,13 @@ impl Snapshot {
     /// The root directory's node; its name is empty.
     pub fn root(&self) -> Node<'_> {
         Node::decode(&self.root, &Base::default()).expect("checked when it was set or decoded")
+    }
+
+    /// A record of nothing but its root directory.
+    pub fn of_root(root: &Node<'_>) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        snapshot.set_root(root);
+        snapshot
     }
 
     /// Sets the root directory's node.

@@ -33,12 +33,15 @@ pub struct OpenFile {
 }
 
 impl OpenFile {
-    /// Whether the file is not any more what it was when it was opened: what was read may be a mixture of old and new.
+    /// Whether the file is not any more what it was when it was opened, so that what was read may be a mixture of old and
+    /// new. A volume cannot tell.
     pub fn has_changed(&self) -> io::Result<bool> {
+        if let EntryKind::Volume { .. } = self.stat.kind {
+            return Ok(false);
+        }
         let (then, now) = (&self.stat, Stat::of(&self.file)?);
-        Ok(then.kind != now.kind
-            || then.metadata.mtime != now.metadata.mtime
-            || then.metadata.ctime != now.metadata.ctime)
+        let times = |stat: &Stat| (stat.metadata.mtime, stat.metadata.ctime);
+        Ok(then.kind != now.kind || times(then) != times(&now))
     }
 
     /// The extended attributes as [`crate::format::tree::Xattrs`] stores them; what cannot be read goes to `failed`.
@@ -193,11 +196,24 @@ impl Names {
 
     pub(super) fn sort(&mut self) {
         let bytes = &self.bytes;
-        self.index.sort_unstable_by_key(|&entry| Self::slice(bytes, entry));
+        let mut keyed: Vec<_> = self.index.iter().map(|&entry| (Self::sort_key(bytes, entry), entry)).collect();
+        keyed.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| Self::slice(bytes, a.1).cmp(Self::slice(bytes, b.1))));
         // A directory that changes while it is read may give a name twice.
-        self.index.dedup_by_key(|entry| Self::slice(bytes, *entry));
+        keyed.dedup_by(|a, b| a.0 == b.0 && Self::slice(bytes, a.1) == Self::slice(bytes, b.1));
+        self.index.clear();
+        self.index.extend(keyed.iter().map(|&(_, entry)| entry));
         self.index.shrink_to_fit();
         self.bytes.shrink_to_fit();
+    }
+
+    /// The first 16 bytes as a number, which decides most comparisons without a look at the name. A name has no NUL, so
+    /// that a shorter one comes first as it should.
+    fn sort_key(bytes: &[u8], entry: u64) -> u128 {
+        let mut key = [0; 16];
+        let name = Self::slice(bytes, entry);
+        let len = name.len().min(key.len());
+        key[..len].copy_from_slice(&name[..len]);
+        u128::from_be_bytes(key)
     }
 
     fn slice(bytes: &[u8], entry: u64) -> &[u8] {
@@ -224,5 +240,31 @@ impl Names {
 
     pub(super) fn len(&self) -> usize {
         self.index.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CString;
+
+    #[test]
+    fn names_are_sorted_by_their_bytes_and_kept_once() {
+        let long = "same-first-sixteen-bytes";
+        let mut expected: Vec<String> = ["", "-", "0", "a", "é", "\u{1}"].map(|end| format!("{long}{end}")).into();
+        expected.extend(["a", "a!", "ab", "a-very-long-name", "a-very-long-nam", "B", "~", "é"].map(String::from));
+        let mut names = Names::default();
+        for name in expected.iter().chain(expected.iter().rev()) {
+            names.push(&CString::new(name.as_str()).unwrap(), name == "B");
+        }
+        names.sort();
+        expected.sort();
+        let sorted: Vec<_> = (0..names.len()).map(|i| names.at(i).unwrap().0.to_str().unwrap()).collect();
+        assert_eq!(sorted, expected);
+        assert_eq!(names.at(0), Some((c"B", true)));
+        assert_eq!(names.at(names.len()), None);
+        assert!(names.contains(b"~") && !names.contains(b"a-"));
+        names.retain(|name| name == b"~");
+        assert_eq!((names.len(), names.at(0)), (1, Some((c"~", false))));
     }
 }

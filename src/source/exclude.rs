@@ -4,6 +4,7 @@
 //! patterns and sizes but not to tags and ignore files. Whether something cannot be read is no matter of this module.
 
 use crate::source::directory::{Directory, Names};
+use crate::source::files_from::text_lines;
 use crate::source::metadata::{EntryKind, Stat};
 use crate::source::pattern::Patterns;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
@@ -96,9 +97,8 @@ pub fn read_patterns(input: impl BufRead) -> io::Result<Vec<Vec<u8>>> {
 
 fn read_patterns_with(input: impl BufRead, variable: impl Fn(&[u8]) -> Option<Vec<u8>>) -> io::Result<Vec<Vec<u8>>> {
     let mut patterns = Vec::new();
-    for (number, line) in input.split(b'\n').enumerate() {
+    for line in text_lines(input) {
         let line = line?;
-        let line = if number == 0 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line) } else { &line };
         let line = line.trim_ascii();
         if !line.is_empty() && line[0] != b'#' {
             patterns.push(expand(line, &variable));

@@ -29,7 +29,7 @@ pub enum ListError {
 /// that fit no file go to `unmatched`.
 pub fn read_globs(input: impl BufRead, mut unmatched: impl FnMut(&[u8])) -> Result<Vec<Vec<u8>>, ListError> {
     let mut targets = Vec::new();
-    for line in input.split(b'\n') {
+    for line in text_lines(input) {
         let line = line?;
         let line = line.trim_ascii();
         if line.is_empty() || line[0] == b'#' {
@@ -46,17 +46,22 @@ pub fn read_globs(input: impl BufRead, mut unmatched: impl FnMut(&[u8])) -> Resu
 
 /// The lines of `input` as they are, but for empty ones.
 pub fn read_lines(input: impl BufRead) -> Result<Vec<Vec<u8>>, ListError> {
-    let mut targets = Vec::new();
-    for line in input.split(b'\n') {
+    let lines = text_lines(input).filter(|line| !line.as_ref().is_ok_and(Vec::is_empty));
+    Ok(lines.collect::<io::Result<_>>()?)
+}
+
+/// The lines of a text file, without line ends of any kind and without the mark that some editors put at the start.
+pub(super) fn text_lines(input: impl BufRead) -> impl Iterator<Item = io::Result<Vec<u8>>> {
+    input.split(b'\n').enumerate().map(|(number, line)| {
         let mut line = line?;
-        if line.last() == Some(&b'\r') {
+        if line.ends_with(b"\r") {
             line.pop();
         }
-        if !line.is_empty() {
-            targets.push(line);
+        if number == 0 && line.starts_with(b"\xef\xbb\xbf") {
+            line.drain(..3);
         }
-    }
-    Ok(targets)
+        Ok(line)
+    })
 }
 
 /// The names in `input`, each ending in NUL.
@@ -137,7 +142,7 @@ mod tests {
     #[test]
     fn verbatim_lines_are_neither_trimmed_nor_expanded() {
         assert_eq!(
-            read_lines(&b"# a\n\n  b \n*\nc\xff\r\nlast"[..]).unwrap(),
+            read_lines(&b"\xef\xbb\xbf# a\n\n  b \n*\nc\xff\r\nlast"[..]).unwrap(),
             [&b"# a"[..], b"  b ", b"*", b"c\xff", b"last"]
         );
     }

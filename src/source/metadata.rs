@@ -145,7 +145,7 @@ fn kind(file_type: FileType, size: u64, rdev: u64) -> EntryKind {
 }
 
 /// Where the symbolic link `name` in `directory` points, verbatim.
-pub fn link_target(directory: impl AsFd, name: &CStr) -> io::Result<Vec<u8>> {
+pub(super) fn link_target(directory: impl AsFd, name: &CStr) -> io::Result<Vec<u8>> {
     let target = fs::readlinkat(directory, name, Vec::with_capacity(256))?.into_bytes();
     if target.len() > TARGET_LEN_MAX {
         return Err(Errno::NAMETOOLONG.into());

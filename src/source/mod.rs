@@ -14,5 +14,5 @@ mod targets;
 mod walk;
 
 pub use directory::{Directory, OpenFile};
-pub use metadata::{EntryKind, Stat, link_target};
+pub use metadata::{EntryKind, Stat};
 pub use walk::{Entry, Error, Event, Walk, WalkOptions};

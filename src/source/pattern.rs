@@ -77,18 +77,19 @@ impl Patterns {
 
     /// Whether the list matches the absolute `path` or a directory above it.
     pub fn matches(&self, path: &[u8]) -> bool {
-        self.decide(path, false, Pattern::matches)
+        self.decide(path, Pattern::matches)
     }
 
     /// Whether the list may match something below the directory `path`; a search that includes need not look there if not.
     pub fn may_match_below(&self, path: &[u8]) -> bool {
-        self.decide(path, false, Pattern::may_match_below)
+        self.decide(path, Pattern::may_match_below)
     }
 
-    fn decide(&self, path: &[u8], mut decision: bool, test: impl Fn(&Pattern, &[&[u8]]) -> bool) -> bool {
+    fn decide(&self, path: &[u8], test: impl Fn(&Pattern, &[&[u8]]) -> bool) -> bool {
         if self.patterns.is_empty() {
-            return decision;
+            return false;
         }
+        let mut decision = false;
         let path = fold(path, self.case);
         let components: Vec<&[u8]> = path.split(|&b| b == b'/').filter(|c| !c.is_empty()).collect();
         for pattern in &self.patterns {

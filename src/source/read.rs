@@ -33,7 +33,7 @@ impl<'a> Extents<'a> {
         Self { file: &open.file, at: 0, size: open.size, may_have_holes }
     }
 
-    fn to_the_end(&mut self) -> Range<u64> {
+    fn take_rest(&mut self) -> Range<u64> {
         std::mem::replace(&mut self.at, self.size)..self.size
     }
 }
@@ -46,7 +46,7 @@ impl Iterator for Extents<'_> {
             return None;
         }
         if !self.may_have_holes {
-            return Some(Extent::Data(self.to_the_end()));
+            return Some(Extent::Data(self.take_rest()));
         }
         let at = self.at;
         let data = match fs::seek(self.file, SeekFrom::Data(at)) {
@@ -83,7 +83,7 @@ mod tests {
 
     fn cover(extents: &[Extent], size: u64) {
         let mut at = 0;
-        for (Extent::Data(range) | Extent::Hole(range)) in extents {
+        for Extent::Data(range) | Extent::Hole(range) in extents {
             assert!(range.start == at && range.end > at, "{extents:?}");
             at = range.end;
         }

@@ -112,9 +112,47 @@ struct Frame {
     target: Option<TargetIndex>,
     /// Everything in it is wanted, not only what targets name.
     whole: bool,
-    /// The file system to stay on.
-    device: u64,
+    /// The file system to stay on, if only one is wanted.
+    device: Option<u64>,
     ignore_rules: Option<Gitignore>,
+}
+
+/// A name whose turn has come.
+struct Visit {
+    parent: Arc<Directory>,
+    name: CString,
+    target: Option<TargetIndex>,
+    /// It is a target itself.
+    explicit: bool,
+    /// Targets lie below it.
+    leads_on: bool,
+    /// It is wanted, and if it is a directory, with everything in it.
+    whole: bool,
+    /// The file system that it must be on to be wanted, if not any.
+    device: Option<u64>,
+}
+
+impl Visit {
+    fn is_wanted(&self) -> bool {
+        self.whole || self.leads_on
+    }
+
+    fn is_elsewhere(&self, stat: &Stat) -> bool {
+        self.device.is_some_and(|device| device != stat.metadata.dev)
+    }
+
+    /// What it is. If it is likely to be a directory that is to be listed, it is opened at once, which saves asking twice;
+    /// but opening may mount something, so not if it has to stay where it is.
+    fn look(&self, is_likely_directory: bool) -> rustix::io::Result<(Stat, Option<Directory>)> {
+        if is_likely_directory
+            && self.whole
+            && self.device.is_none()
+            && let Ok(directory) = self.parent.list(&self.name)
+        {
+            return Ok((directory.stat()?, Some(directory)));
+        }
+        Ok((Stat::at(&self.parent, &self.name)?, None))
+    }
 }
 
 /// Iterator over the entries below the targets.
@@ -179,14 +217,20 @@ impl<'p> Walk<'p> {
         self.progress.error(self.path(), during, message);
     }
 
+    /// Enters the root directory.
     fn start(&mut self, root: Directory) -> Option<Event> {
-        let whole = self.targets.is_whole(0) && !self.options.excludes.match_path(b"/");
-        let directory = if whole { self.open(&root, c"/", true)? } else { root };
-        match directory.stat() {
-            Ok(stat) => {
-                let whole = whole && directory.is_readable();
-                Some(self.enter(c"", directory, stat, Some(0), whole, stat.metadata.dev))
-            }
+        let explicit = self.targets.is_whole(0);
+        let root = Visit {
+            parent: Arc::new(root),
+            name: c"/".to_owned(),
+            target: Some(0),
+            explicit,
+            leads_on: self.targets.leads_on(0),
+            whole: explicit && !self.options.excludes.match_path(b"/"),
+            device: None,
+        };
+        match root.parent.stat() {
+            Ok(stat) => self.visit_directory(root, stat, None),
             Err(error) => {
                 self.error("stat", error);
                 None
@@ -201,20 +245,23 @@ impl<'p> Walk<'p> {
         frame.next += 1;
         self.path.push(b'/');
         self.path.extend_from_slice(name.to_bytes());
-        let parent = frame.directory.clone()?;
-        let name = name.to_owned();
-        let (parent_whole, parent_device) = (frame.whole, frame.device);
 
+        let name = name.to_owned();
         let target = frame.target.and_then(|target| self.targets.children(target).get(&name).copied());
         let explicit = target.is_some_and(|target| self.targets.is_whole(target));
-        let leads_on = target.is_some_and(|target| self.targets.leads_on(target));
-        let mut whole = (parent_whole || explicit) && !self.options.excludes.match_path(&self.path);
-        if !whole && !leads_on {
+        let mut seen = Visit {
+            parent: frame.directory.clone()?,
+            name,
+            target,
+            explicit,
+            leads_on: target.is_some_and(|target| self.targets.leads_on(target)),
+            whole: (frame.whole || explicit) && !self.options.excludes.match_path(&self.path),
+            device: frame.device.filter(|_| !explicit),
+        };
+        if !seen.is_wanted() {
             return None;
         }
-
-        let stay = self.options.one_file_system && !explicit;
-        let (mut stat, mut opened) = match self.look(&parent, &name, is_likely_directory && !stay, whole) {
+        let (stat, opened) = match seen.look(is_likely_directory) {
             Ok(found) => found,
             Err(Errno::NOENT) => {
                 self.error("stat", "it vanished while its directory was read");
@@ -226,66 +273,53 @@ impl<'p> Walk<'p> {
             }
         };
         let is_directory = stat.kind == EntryKind::Directory;
-        if whole && !explicit && self.is_ignored(is_directory) {
-            whole = false;
-            if !leads_on {
-                return None;
-            }
+        seen.whole &= explicit || !self.is_ignored(is_directory);
+        if !seen.is_wanted() {
+            return None;
         }
+        if is_directory { self.visit_directory(seen, stat, opened) } else { self.visit_file(seen, stat) }
+    }
 
-        if !is_directory {
-            if leads_on {
-                self.error("open", Errno::NOTDIR);
-            }
-            if explicit && self.options.read_special {
-                stat = self.volume(&parent, &name, stat)?;
-            }
-            let elsewhere = stay && stat.metadata.dev != parent_device;
-            if !whole || elsewhere || self.options.excludes.match_size(&stat) {
-                return None;
-            }
-            self.trim(&mut stat);
-            return Some(Event::Entry(Entry { directory: parent, name, stat }));
+    fn visit_file(&self, seen: Visit, mut stat: Stat) -> Option<Event> {
+        if seen.leads_on {
+            self.error("open", Errno::NOTDIR);
         }
+        if seen.explicit && self.options.read_special {
+            stat = self.volume(&seen.parent, &seen.name, stat)?;
+        }
+        if !seen.whole || seen.is_elsewhere(&stat) || self.options.excludes.match_size(&stat) {
+            return None;
+        }
+        self.trim(&mut stat);
+        Some(Event::Entry(Entry { directory: seen.parent, name: seen.name, stat }))
+    }
 
+    fn visit_directory(&mut self, mut seen: Visit, mut stat: Stat, opened: Option<Directory>) -> Option<Event> {
         if self.frames.len() >= TREE_DEPTH_MAX {
             self.error("enter", format!("more than {TREE_DEPTH_MAX} directories lie above it"));
             return None;
         }
-        whole &= !stay || stat.metadata.dev == parent_device;
-        if opened.is_none() {
-            opened = self.open(&parent, &name, whole);
-        }
-        let directory = opened?;
-        whole &= directory.is_readable();
-        // What was opened counts, should it be another one by now.
-        match directory.stat() {
-            Ok(now) if now.kind == EntryKind::Directory => stat = now,
-            result => {
-                self.error("open", result.err().unwrap_or(Errno::NOTDIR));
-                return None;
+        seen.whole &= !seen.is_elsewhere(&stat);
+        let directory = match opened {
+            Some(directory) => directory,
+            None => {
+                let directory = self.open(&seen.parent, &seen.name, seen.whole)?;
+                // What was opened counts, should it be another one by now.
+                match directory.stat() {
+                    Ok(now) if now.kind == EntryKind::Directory => stat = now,
+                    result => {
+                        self.error("open", result.err().unwrap_or(Errno::NOTDIR));
+                        return None;
+                    }
+                }
+                seen.whole &= directory.is_readable() && !seen.is_elsewhere(&stat);
+                directory
             }
+        };
+        if seen.explicit && self.options.one_file_system {
+            seen.device = Some(stat.metadata.dev);
         }
-        whole &= !stay || stat.metadata.dev == parent_device;
-        let device = if explicit { stat.metadata.dev } else { parent_device };
-        Some(self.enter(&name, directory, stat, target, whole, device))
-    }
-
-    /// What `name` is; a directory is opened at once if it is likely to be one.
-    fn look(
-        &self,
-        parent: &Directory,
-        name: &CStr,
-        is_likely_directory: bool,
-        whole: bool,
-    ) -> rustix::io::Result<(Stat, Option<Directory>)> {
-        if is_likely_directory
-            && whole
-            && let Ok(directory) = parent.list(name)
-        {
-            return Ok((directory.stat()?, Some(directory)));
-        }
-        Ok((Stat::at(parent, name)?, None))
+        Some(self.enter(seen, directory, stat))
     }
 
     /// Opens the directory `name` to list it if it is `whole`, or else, and if that fails, to pass through.
@@ -336,18 +370,10 @@ impl<'p> Walk<'p> {
         }
     }
 
-    fn enter(
-        &mut self,
-        name: &CStr,
-        directory: Directory,
-        mut stat: Stat,
-        target: Option<TargetIndex>,
-        whole: bool,
-        device: u64,
-    ) -> Event {
+    fn enter(&mut self, seen: Visit, directory: Directory, mut stat: Stat) -> Event {
         let mut names = Names::default();
         let mut ignore_rules = None;
-        if whole {
+        if seen.whole {
             let error;
             (names, error) = directory.names(&mut self.buffer);
             if let Some(error) = error {
@@ -359,7 +385,7 @@ impl<'p> Walk<'p> {
             });
             excludes.apply_tags(&directory, &mut names);
         }
-        if let Some(target) = target.filter(|&target| self.targets.leads_on(target)) {
+        if let Some(target) = seen.target.filter(|&target| self.targets.leads_on(target)) {
             self.targets.children(target).keys().for_each(|name| names.push(name, true));
             names.sort();
         }
@@ -371,15 +397,16 @@ impl<'p> Walk<'p> {
             names,
             next: 0,
             path_len: self.path.len(),
-            target,
-            whole,
-            device,
+            target: seen.target,
+            whole: seen.whole,
+            device: seen.device,
             ignore_rules,
         });
         if let Some(far) = self.frames.len().checked_sub(1 + self.open_levels) {
             self.frames[far].directory = None;
         }
-        Event::Enter(Entry { directory, name: name.to_owned(), stat })
+        let name = if self.path.is_empty() { CString::default() } else { seen.name };
+        Event::Enter(Entry { directory, name, stat })
     }
 
     fn leave(&mut self) -> Option<Event> {
@@ -594,7 +621,11 @@ mod tests {
         let mut walk = Walk::new(options, &progress).unwrap();
         assert!(matches!(walk.next(), Some(Event::Enter(root)) if root.name() == b""));
         let next = walk.next();
-        assert!(matches!(&next, Some(Event::Enter(dev)) if dev.name() == b"dev"), "{next:?} {:?}", progress.take_errors());
+        assert!(
+            matches!(&next, Some(Event::Enter(dev)) if dev.name() == b"dev"),
+            "{next:?} {:?}",
+            progress.take_errors()
+        );
     }
 
     #[test]
@@ -628,9 +659,9 @@ mod tests {
     #[test]
     fn a_directory_larger_than_the_buffer_is_listed_whole_and_in_order() {
         let temp = Temp::with(&[]);
-        let count = 3 * NAMES_BUFFER_LEN / 24;
+        let count = 3 * NAMES_BUFFER_LEN / 200;
         for i in 0..count {
-            fs::File::create(temp.at(&format!("{}", i * 7919 % count))).unwrap();
+            fs::File::create(temp.at(&format!("{:0200}", i * 7919 % count))).unwrap();
         }
         let (listing, errors) = temp.walk(temp.options(&[""]));
         assert_eq!(errors, []);
@@ -770,7 +801,7 @@ mod tests {
     fn an_unreadable_directory_is_kept_empty_and_told() {
         let temp = Temp::with(&["closed/x", "dark/x", "open"]);
         fs::set_permissions(&temp.path, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::set_permissions(temp.at("closed"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(temp.at("closed"), fs::Permissions::from_mode(0o000)).unwrap();
         fs::set_permissions(temp.at("dark"), fs::Permissions::from_mode(0o111)).unwrap();
         let walk_as_ordinary_user = || {
             if rustix::process::geteuid().is_root() {

@@ -30,7 +30,7 @@ def need_root():
 
 
 def start(argv, **options):
-    """Starts a command in a session of its own, ahead of everything else that runs on the machine."""
+    """Starts a command in a process group of its own, ahead of everything else that runs on the machine."""
     options.setdefault("stdin", subprocess.DEVNULL)
     process = subprocess.Popen([str(a) for a in argv], start_new_session=True, **options)
     prefer(process.pid)
@@ -38,8 +38,8 @@ def start(argv, **options):
 
 
 def prefer(pid):
-    """Puts the session of a process ahead of others: the scheduler shares out between sessions, and a busy machine
-    would otherwise be part of what is measured."""
+    """Puts a process and its children ahead of all others (nice does not: the scheduler first shares out between
+    groups), so that a busy machine is not part of what is measured."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text("-20")
 

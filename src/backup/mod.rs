@@ -1,0 +1,496 @@
+//! A backup run: the live tree in, one snapshot out.
+//!
+//! ```text
+//! scan (one thread)      walk the source, compare with the parent, cut large files     -> batches, in order
+//! pool (every core)      read and hash the files of a batch; compress and seal segments
+//! run (the caller)       store what is new, build trees, then index, then the snapshot
+//! ```
+//! Batches are worked on in any order and taken in the order of the walk, so that blobs lie in packs as the tree has them.
+//! What is in flight is bounded in bytes: a fixed number of batches of bounded size.
+
+mod parent;
+mod read;
+mod scan;
+mod stream;
+mod tree_builder;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use crate::backend::ObjectKind;
+use crate::browse::OwnedNode;
+use crate::format::content::{Content, Part, Parts};
+use crate::format::snapshot::{Snapshot, Summary};
+use crate::format::tree::{Kind, Metadata, Node, Time, Xattrs};
+use crate::host;
+use crate::id::{BlobId, BlobKind, ContentHash, ObjectId};
+use crate::pool::{Pool, cores};
+use crate::progress::Progress;
+use crate::repo::writer::{WriteOptions, WriteStats, Writer};
+use crate::repo::{self, Repository};
+use crate::source::{self, WalkOptions};
+
+use self::read::{Done, OwnedContent, OwnedPiece};
+use self::scan::{Item, Run, Was};
+pub use self::stream::{Stream, StreamSource};
+use self::tree_builder::{ListBuilder, TreeBuilder};
+
+/// Content up to this length, in bytes, is kept inside the tree. Measured in bygone-format(5), "CHOICES".
+const INLINE_LEN: usize = 512;
+
+/// What to back up and how.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Files and directories, and what to leave out.
+    pub walk: WalkOptions,
+    /// Streams to store as files in the root directory.
+    pub streams: Vec<Stream>,
+    /// Exclude patterns as given, to be recorded.
+    pub excludes: Vec<String>,
+    /// Host to record; this host's name if empty.
+    pub host: String,
+    /// Labels to record.
+    pub tags: Vec<String>,
+    /// Time to record; now if `None`.
+    pub time: Option<Time>,
+    /// Where unchanged files are taken from.
+    pub parent: ParentChoice,
+    /// How unchanged files are recognised.
+    pub compare: Compare,
+    /// Write nothing; only count what would be.
+    pub dry_run: bool,
+    /// Write no snapshot if its tree is the parent's.
+    pub skip_if_unchanged: bool,
+    /// Compression and size of packs.
+    pub write: WriteOptions,
+    /// Threads that read and compute; as many as there are cores if 0.
+    pub threads: usize,
+}
+
+/// Which snapshot unchanged files are taken from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ParentChoice {
+    /// The newest one of the same host and paths.
+    #[default]
+    Newest,
+    /// None: every file is read.
+    None,
+    /// This one.
+    Snapshot(ObjectId),
+}
+
+/// What of a file's identity must be equal for it to count as unchanged, besides its size and modification time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compare {
+    /// Do not look at the time of the last inode change.
+    pub ignore_ctime: bool,
+    /// Do not look at the inode number.
+    pub ignore_inode: bool,
+}
+
+/// Why a backup made no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The repository failed, or the run was cancelled.
+    #[error(transparent)]
+    Repository(#[from] repo::Error),
+    /// There is nothing to read.
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    /// A stream's command failed or its input could not be read.
+    #[error("{name}: {message}; no snapshot was made")]
+    Stream {
+        /// The stream's file name.
+        name: String,
+        /// Why.
+        message: String,
+    },
+}
+
+/// What a backup did.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The snapshot, unless the run was dry or nothing had changed.
+    pub snapshot: Option<ObjectId>,
+    /// The record as it was, or would have been, written.
+    pub record: Snapshot,
+}
+
+/// Runs a backup. Errors of single entries go to `progress` and the rest is kept; an error of the repository or of a
+/// stream ends the run, and then there is no snapshot.
+pub fn run(repo: &Arc<Repository>, options: Options, progress: &Arc<Progress>) -> Result<Outcome, Error> {
+    let started = Instant::now();
+    let time = options.time.unwrap_or_else(now);
+    let host = if options.host.is_empty() { host::host_name() } else { options.host.clone() };
+    restrict_index_to_stored_packs(repo)?;
+
+    let threads = if options.threads == 0 { cores() } else { options.threads };
+    let system = |source| repo::Error::System { op: "start threads", source };
+    let pool = Arc::new(Pool::new("backup", threads).map_err(system)?);
+    let writer = if options.dry_run { None } else { Some(Writer::new(repo.clone(), pool.clone(), options.write)?) };
+
+    let snapshots = repo.snapshots()?;
+    let scan = scan::start(scan::Setup {
+        repo,
+        options: &options,
+        host: &host,
+        snapshots: &snapshots,
+        pool: &pool,
+        progress,
+    })?;
+    let mut committer = Committer::new(repo.clone(), writer, progress.clone());
+    committer.summary.errors = 0;
+    let root = committer.take(scan.steps)?;
+    let parent = scan.parent;
+
+    let mut record = Snapshot {
+        time,
+        host,
+        user: host::user_name(),
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+        tags: options.tags.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect(),
+        paths: scan.paths,
+        excludes: options.excludes,
+        parent: parent.as_ref().map(|(id, _)| *id),
+        previous: scan.previous,
+        program: concat!("bygone ", env!("CARGO_PKG_VERSION")).to_owned(),
+        users: committer.users.names(host::user_names()),
+        groups: committer.groups.names(host::group_names()),
+        ..Snapshot::of_root(&root.node())
+    };
+    let (mut summary, stats) = committer.finish()?;
+    summary.data_blobs = stats.data_blobs;
+    summary.tree_blobs = stats.tree_blobs;
+    summary.data_added = stats.plain_bytes;
+    summary.data_added_packed = stats.stored_bytes;
+    summary.errors = progress.error_count();
+    summary.duration_ms = started.elapsed().as_millis() as u64;
+    record.summary = summary;
+
+    let unchanged = parent.is_some_and(|(_, parent)| parent.root().kind == record.root().kind);
+    let skip = options.dry_run || options.skip_if_unchanged && unchanged;
+    if progress.is_cancelled() {
+        return Err(repo::Error::Cancelled.into());
+    }
+    let snapshot = if skip { None } else { Some(repo.put_snapshot(&record)?) };
+    Ok(Outcome { snapshot, record })
+}
+
+/// Blobs in packs that are gone count as absent, whatever an index says, and are stored again.
+fn restrict_index_to_stored_packs(repo: &Repository) -> repo::Result<()> {
+    let mut present = std::collections::HashSet::new();
+    repo.backend().list(ObjectKind::Pack, &mut |found| {
+        present.insert(found.id);
+    })?;
+    repo.index().restrict_to(present);
+    Ok(())
+}
+
+fn now() -> Time {
+    let now = jiff::Timestamp::now();
+    Time { sec: now.as_second(), nsec: now.subsec_nanosecond().max(0) as u32 }
+}
+
+/// Numbers of users or groups that occur in the tree.
+#[derive(Default)]
+struct Owners(BTreeSet<u32>);
+
+impl Owners {
+    fn names(&self, known: Vec<(u32, String)>) -> Vec<(u32, String)> {
+        known.into_iter().filter(|(number, _)| self.0.contains(number)).collect()
+    }
+}
+
+/// A large file being put together from its runs.
+struct OpenFile {
+    list: ListBuilder,
+    size: u64,
+}
+
+/// Content of a hard link that was read under an earlier name.
+struct LinkedContent {
+    node: OwnedNode,
+}
+
+/// Takes the scan's steps in order, stores blobs, builds trees.
+struct Committer {
+    repo: Arc<Repository>,
+    writer: Option<Writer>,
+    progress: Arc<Progress>,
+    directories: Vec<TreeBuilder>,
+    /// Nodes of streams, which are read before the walk begins.
+    streams: Vec<OwnedNode>,
+    file: Option<OpenFile>,
+    links: HashMap<(u64, u64), LinkedContent>,
+    summary: Summary,
+    dry_stats: WriteStats,
+    users: Owners,
+    groups: Owners,
+    root: Option<OwnedNode>,
+}
+
+impl Committer {
+    fn new(repo: Arc<Repository>, writer: Option<Writer>, progress: Arc<Progress>) -> Self {
+        Committer {
+            repo,
+            writer,
+            progress,
+            directories: Vec::new(),
+            streams: Vec::new(),
+            file: None,
+            links: HashMap::new(),
+            summary: Summary::default(),
+            dry_stats: WriteStats::default(),
+            users: Owners::default(),
+            groups: Owners::default(),
+            root: None,
+        }
+    }
+
+    /// Takes everything; returns the root directory's node.
+    fn take(&mut self, steps: Receiver<scan::Step>) -> Result<OwnedNode, Error> {
+        let lost = || repo::Error::System { op: "back up", source: std::io::Error::other("a thread ended early") };
+        for step in steps {
+            if self.progress.is_cancelled() {
+                return Err(repo::Error::Cancelled.into());
+            }
+            match step {
+                scan::Step::Batch(batch) => {
+                    let batch = batch.recv().map_err(|_| lost())?;
+                    for item in batch.items {
+                        self.item(item, &batch.content)?;
+                    }
+                }
+                scan::Step::BeginFile => self.file = Some(OpenFile { list: ListBuilder::new(), size: 0 }),
+                scan::Step::Run(run) => self.run(run.recv().map_err(|_| lost())?)?,
+                scan::Step::EndFile(end) => self.end_file(end)?,
+                scan::Step::Failed(error) => return Err(error),
+            }
+        }
+        self.root.take().ok_or_else(|| lost().into())
+    }
+
+    fn finish(self) -> repo::Result<(Summary, WriteStats)> {
+        let stats = match self.writer {
+            Some(writer) => writer.finish()?,
+            None => self.dry_stats,
+        };
+        Ok((self.summary, stats))
+    }
+
+    fn item(&mut self, item: Item, content: &[u8]) -> repo::Result<()> {
+        match item {
+            Item::Enter(directory) => {
+                self.progress.set_current(&directory.path);
+                self.directories.push(TreeBuilder::new(directory));
+                Ok(())
+            }
+            Item::Leave => self.leave(),
+            Item::Unchanged(node) => {
+                let node = node.node();
+                if let Kind::File { size, .. } = node.kind {
+                    self.summary.files_unmodified += 1;
+                    self.count_file(size);
+                    self.progress.add(size);
+                } else {
+                    self.summary.others += 1;
+                    self.progress.add(0);
+                }
+                self.push(&node)
+            }
+            Item::Done(done) => self.done(done, content),
+            Item::Link { name, metadata } => {
+                // Its first name failed to be read, and that was told, if nothing is known of it.
+                let key = (metadata.dev, metadata.inode);
+                let Some(first) = self.links.get(&key) else { return Ok(()) };
+                let first = first.node.clone();
+                let node = Node { name: &name, ..first.node() };
+                if let Kind::File { size, .. } = node.kind {
+                    self.summary.files_new += 1;
+                    self.count_file(size);
+                    self.progress.add(size);
+                }
+                self.push(&node)
+            }
+            Item::ForgetLink(key) => {
+                self.links.remove(&key);
+                Ok(())
+            }
+            Item::ToRead(_) => unreachable!("every batch went through the pool"),
+        }
+    }
+
+    fn count_file(&mut self, size: u64) {
+        self.summary.total_files_processed += 1;
+        self.summary.total_bytes_processed += size;
+    }
+
+    fn done(&mut self, done: Done, batch: &[u8]) -> repo::Result<()> {
+        let Done { name, metadata, xattrs, was, is_linked, kind } = done;
+        let mut parts_encoded = Vec::new();
+        let kind = match &kind {
+            read::OwnedKind::File { size, content } => {
+                match was {
+                    Was::New => self.summary.files_new += 1,
+                    Was::Changed => self.summary.files_changed += 1,
+                }
+                self.count_file(*size);
+                self.progress.add(*size);
+                let content = match content {
+                    OwnedContent::Empty => Content::Empty,
+                    OwnedContent::Inline(range) => Content::Inline(&batch[range.clone()]),
+                    OwnedContent::Whole(hash, range) => {
+                        let id = self.repo.blob_id(BlobKind::Data, hash);
+                        self.store(BlobKind::Data, id, &batch[range.clone()])?;
+                        Content::Whole(*hash)
+                    }
+                    OwnedContent::Pieces(hash, pieces) => {
+                        for piece in pieces {
+                            let part = match piece {
+                                OwnedPiece::Hole(len) => Part::Hole { len: *len },
+                                OwnedPiece::Chunk(id, range) => {
+                                    self.store(BlobKind::Data, *id, &batch[range.clone()])?;
+                                    Part::Data { id: *id, len: range.len() as u32 }
+                                }
+                            };
+                            part.encode(&mut parts_encoded);
+                        }
+                        Content::Parts { hash: Some(*hash), parts: Parts::new(pieces.len(), &parts_encoded) }
+                    }
+                };
+                Kind::File { size: *size, content }
+            }
+            read::OwnedKind::Other(other) => {
+                self.summary.others += 1;
+                self.progress.add(0);
+                other.as_kind()
+            }
+        };
+        let node = Node { name: &name, metadata, kind, xattrs: Xattrs::new(&xattrs) };
+        if is_linked {
+            self.links.insert((metadata.dev, metadata.inode), LinkedContent { node: OwnedNode::of(&node) });
+        }
+        self.push(&node)
+    }
+
+    /// Stores the chunks of a run of a large file.
+    fn run(&mut self, run: Run) -> repo::Result<()> {
+        let mut file = self.file.take().expect("a file was begun");
+        for piece in &run.pieces {
+            match piece {
+                scan::Piece::Hole(len) => {
+                    file.size += len;
+                    self.list_part(&mut file.list, Part::Hole { len: *len })?;
+                }
+                scan::Piece::Chunk(hash, range) => {
+                    let len = range.len() as u32;
+                    let id = self.repo.blob_id(BlobKind::Data, hash);
+                    self.store(BlobKind::Data, id, &run.content[range.clone()])?;
+                    file.size += u64::from(len);
+                    self.list_part(&mut file.list, Part::Data { id, len })?;
+                }
+            }
+        }
+        self.progress.bytes_done.fetch_add(run.len(), Ordering::Relaxed);
+        self.file = Some(file);
+        Ok(())
+    }
+
+    fn list_part(&mut self, list: &mut ListBuilder, part: Part) -> repo::Result<()> {
+        list.push(part, &mut |page| self.store_plain(BlobKind::List, page))
+    }
+
+    fn end_file(&mut self, end: scan::FileEnd) -> Result<(), Error> {
+        let OpenFile { list, size } = self.file.take().expect("a file was begun");
+        let Some(end) = end else { return Ok(()) };
+        self.progress.files_done.fetch_add(1, Ordering::Relaxed);
+        match end.was {
+            Was::New => self.summary.files_new += 1,
+            Was::Changed => self.summary.files_changed += 1,
+        }
+        self.count_file(size);
+        let list = list.finish(&mut |page| self.store_plain(BlobKind::List, page))?;
+        let content = list.content(size, end.hash);
+        let kind = Kind::File { size, content };
+        let node = Node { name: &end.name, metadata: end.metadata, kind, xattrs: Xattrs::new(&end.xattrs) };
+        if end.is_linked {
+            self.links.insert((node.metadata.dev, node.metadata.inode), LinkedContent { node: OwnedNode::of(&node) });
+        }
+        if end.is_stream {
+            self.owners(&end.metadata);
+            self.streams.push(OwnedNode::of(&node));
+            return Ok(());
+        }
+        Ok(self.push(&node)?)
+    }
+
+    fn owners(&mut self, metadata: &Metadata) {
+        self.users.0.insert(metadata.uid);
+        self.groups.0.insert(metadata.gid);
+    }
+
+    fn push(&mut self, node: &Node<'_>) -> repo::Result<()> {
+        self.owners(&node.metadata);
+        let mut directory = self.directories.pop().expect("entries come inside directories");
+        if self.directories.is_empty() {
+            // Streams lie in the root directory, among its other entries.
+            while self.streams.first().is_some_and(|stream| stream.node().name < node.name) {
+                let stream = self.streams.remove(0);
+                directory.push(&stream.node(), &mut |leaf| self.store_plain(BlobKind::Tree, leaf))?;
+            }
+        }
+        directory.push(node, &mut |leaf| self.store_plain(BlobKind::Tree, leaf))?;
+        self.directories.push(directory);
+        Ok(())
+    }
+
+    fn leave(&mut self) -> repo::Result<()> {
+        let mut directory = self.directories.pop().expect("a directory was entered");
+        if self.directories.is_empty() {
+            for stream in std::mem::take(&mut self.streams) {
+                directory.push(&stream.node(), &mut |leaf| self.store_plain(BlobKind::Tree, leaf))?;
+            }
+        }
+        let (entered, tree, entries) = directory.finish(&mut |leaf| self.store_plain(BlobKind::Tree, leaf))?;
+        match entered.parent_tree {
+            None => self.summary.dirs_new += 1,
+            Some(parent) if parent == tree => self.summary.dirs_unmodified += 1,
+            Some(_) => self.summary.dirs_changed += 1,
+        }
+        let kind = Kind::Directory { tree, entries };
+        let node = Node { name: &entered.name, metadata: entered.metadata, kind, xattrs: Xattrs::new(&entered.xattrs) };
+        if self.directories.is_empty() {
+            self.owners(&entered.metadata);
+            self.root = Some(OwnedNode::of(&Node { name: b"", ..node }));
+            return Ok(());
+        }
+        self.push(&node)
+    }
+
+    fn store_plain(&mut self, kind: BlobKind, plain: &[u8]) -> repo::Result<BlobId> {
+        let id = self.repo.blob_id(kind, &ContentHash::of(plain));
+        self.store(kind, id, plain)?;
+        Ok(id)
+    }
+
+    fn store(&mut self, kind: BlobKind, id: BlobId, plain: &[u8]) -> repo::Result<()> {
+        match &mut self.writer {
+            Some(writer) => {
+                writer.store(kind, id, plain)?;
+            }
+            None if self.repo.locate(&id).is_some() => {}
+            None => {
+                match kind {
+                    BlobKind::Data => self.dry_stats.data_blobs += 1,
+                    BlobKind::Tree | BlobKind::List => self.dry_stats.tree_blobs += 1,
+                }
+                self.dry_stats.plain_bytes += plain.len() as u64;
+            }
+        }
+        Ok(())
+    }
+}
