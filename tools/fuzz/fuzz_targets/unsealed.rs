@@ -1,6 +1,7 @@
 //! Fuzzes `unsealed` of the parsers.
 #![no_main]
 
+#[allow(dead_code)]
 #[path = "../../../tests/hostile/parsers.rs"]
 mod parsers;
 
