@@ -1,16 +1,25 @@
 //! The command line: one file a command, each with its arguments and its `run`. Errors become text and an exit code here.
 
+pub mod archive;
 pub mod backup;
 pub mod cache;
+pub mod cat;
 pub mod check;
 pub mod completions;
+pub mod diff;
+pub mod dump;
+pub mod entry;
 pub mod exit;
+pub mod find;
 pub mod init;
 pub mod key;
+pub mod ls;
 pub mod output;
+pub mod restore;
 pub mod secret;
 pub mod select;
 pub mod snapshots;
+pub mod stats;
 pub mod tag;
 pub mod version;
 
@@ -93,6 +102,20 @@ pub enum Command {
     Backup(backup::Args),
     /// List the snapshots
     Snapshots(snapshots::Args),
+    /// List what is in a snapshot
+    Ls(ls::Args),
+    /// Find files in all snapshots
+    Find(find::Args),
+    /// Print an object of the repository
+    Cat(cat::Args),
+    /// Print a file of a snapshot, or a directory as an archive
+    Dump(dump::Args),
+    /// Show what differs between two snapshots
+    Diff(diff::Args),
+    /// Restore files from a snapshot
+    Restore(restore::Args),
+    /// Count what snapshots hold and take
+    Stats(stats::Args),
     /// Verify that the repository is whole
     Check(check::Args),
     /// List, add, remove and change passwords
@@ -157,6 +180,13 @@ impl Command {
             Command::Init(args) => init::run(args, global),
             Command::Backup(args) => backup::run(args, global),
             Command::Snapshots(args) => snapshots::run(args, global),
+            Command::Ls(args) => ls::run(args, global),
+            Command::Find(args) => find::run(args, global),
+            Command::Cat(args) => cat::run(args, global),
+            Command::Dump(args) => dump::run(args, global),
+            Command::Diff(args) => diff::run(args, global),
+            Command::Restore(args) => restore::run(args, global),
+            Command::Stats(args) => stats::run(args, global),
             Command::Check(args) => check::run(args, global),
             Command::Key(args) => key::run(args, global),
             Command::Tag(args) => tag::run(args, global),

@@ -18,6 +18,7 @@ pub struct Args {
     /// Snapshots to show; all if none is given
     #[arg(value_name = "SNAPSHOT")]
     pub snapshots: Vec<String>,
+    /// Which snapshots.
     #[command(flatten)]
     pub filter: SnapshotFilter,
     /// Only the newest COUNT of each host and set of paths

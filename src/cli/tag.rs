@@ -11,6 +11,7 @@ pub struct Args {
     /// Snapshots to change; all that pass the filter if none is given
     #[arg(value_name = "SNAPSHOT")]
     pub snapshots: Vec<String>,
+    /// Which snapshots.
     #[command(flatten)]
     pub filter: SnapshotFilter,
     /// Replace all tags by these

@@ -107,14 +107,16 @@ impl Repository {
         self.index.find(id, &self.source()).ok().flatten()
     }
 
+    fn locate_or_fail(&self, kind: BlobKind, id: &BlobId) -> Result<Location> {
+        let missing = || Error::MissingBlob { kind, id: *id, location: self.location() };
+        self.index.find(id, &self.source())?.ok_or_else(missing)
+    }
+
     /// Runs `read` on the place of a blob. If that fails and the local index turns out to have changed since it was
     /// checked, it is repaired and `read` runs again.
     fn read_at<T>(&self, kind: BlobKind, id: &BlobId, mut read: impl FnMut(Location) -> Result<T>) -> Result<T> {
         loop {
-            let outcome = match self.index.find(id, &self.source())? {
-                Some(location) => read(location),
-                None => Err(Error::MissingBlob { kind, id: *id, location: self.location() }),
-            };
+            let outcome = self.locate_or_fail(kind, id).and_then(&mut read);
             if outcome.is_ok() || self.index.recheck(id).is_ok() {
                 return outcome;
             }
