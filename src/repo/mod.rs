@@ -176,6 +176,12 @@ impl Repository {
         Self::assemble(backend, keys, config, key, options)
     }
 
+    /// Checks that there is a repository, without opening it.
+    pub fn probe(backend: &dyn Backend) -> Result<()> {
+        let stored = read_config(backend)?;
+        check_version(&ObjectName::config(), &stored)
+    }
+
     fn assemble(
         backend: Arc<dyn Backend>,
         keys: Keys,
@@ -268,6 +274,17 @@ impl Repository {
         Ok(())
     }
 
+    /// The ids of all index objects, in no order.
+    pub fn index_ids(&self) -> Result<Vec<ObjectId>> {
+        list(&*self.backend, ObjectKind::Index)
+    }
+
+    /// What is wrong with key objects; the one in use is among those that are well.
+    pub fn broken_keys(&self) -> Result<Vec<Error>> {
+        let ids = list(&*self.backend, ObjectKind::Key)?;
+        Ok(ids.iter().filter_map(|id| read_key(&*self.backend, id).err()).collect())
+    }
+
     /// The packs of an index object.
     pub fn index_object(&self, id: &ObjectId) -> Result<Vec<IndexedPack>> {
         use crate::index::IndexSource;
@@ -301,6 +318,11 @@ impl Repository {
     pub fn remove_key(&self, id: &ObjectId) -> Result<()> {
         assert!(*id != self.key_in_use, "the caller refuses to remove the key in use");
         Ok(self.backend.delete(ObjectName::new(ObjectKind::Key, *id))?)
+    }
+
+    /// Removes the key object that opened the repository, which another one must have replaced.
+    pub fn remove_old_key(&self) -> Result<()> {
+        Ok(self.backend.delete(ObjectName::new(ObjectKind::Key, self.key_in_use))?)
     }
 
     /// The key object that opened the repository.

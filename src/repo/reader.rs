@@ -107,14 +107,16 @@ impl Repository {
         self.index.find(id, &self.source()).ok().flatten()
     }
 
+    fn locate_or_fail(&self, kind: BlobKind, id: &BlobId) -> Result<Location> {
+        let missing = || Error::MissingBlob { kind, id: *id, location: self.location() };
+        self.index.find(id, &self.source())?.ok_or_else(missing)
+    }
+
     /// Runs `read` on the place of a blob. If that fails and the local index turns out to have changed since it was
     /// checked, it is repaired and `read` runs again.
     fn read_at<T>(&self, kind: BlobKind, id: &BlobId, mut read: impl FnMut(Location) -> Result<T>) -> Result<T> {
         loop {
-            let outcome = match self.index.find(id, &self.source())? {
-                Some(location) => read(location),
-                None => Err(Error::MissingBlob { kind, id: *id, location: self.location() }),
-            };
+            let outcome = self.locate_or_fail(kind, id).and_then(&mut read);
             if outcome.is_ok() || self.index.recheck(id).is_ok() {
                 return outcome;
             }
@@ -159,6 +161,33 @@ impl Repository {
             let pack = self.open_pack(location.pack)?;
             self.copy_from_pack(&pack, location.pack, location.offset + offset as u32, out)
         })
+    }
+
+    /// As [`Repository::blob`], but `None` if it takes more than memory to answer.
+    pub fn blob_if_cached(&self, kind: BlobKind, id: &BlobId) -> Result<Option<Blob>> {
+        let location = self.locate_or_fail(kind, id)?;
+        if self.is_cached(&location, 0, location.len) { self.blob(kind, id).map(Some) } else { Ok(None) }
+    }
+
+    /// As [`Repository::read_blob_at`], but false if it takes more than memory to answer.
+    pub fn read_blob_if_cached(&self, id: &BlobId, offset: u64, out: &mut [u8]) -> Result<bool> {
+        let location = self.locate_or_fail(BlobKind::Data, id)?;
+        let beyond = offset.checked_add(out.len() as u64).is_none_or(|end| end > u64::from(location.len));
+        if beyond || self.is_cached(&location, offset as u32, out.len() as u32) {
+            self.read_blob_at(id, offset, out).map(|()| true)
+        } else {
+            Ok(false)
+        }
+    }
+
+    /// Whether the segments with `len` bytes from `offset` of what is at `location` are decoded.
+    fn is_cached(&self, location: &Location, offset: u32, len: u32) -> bool {
+        let packs = self.cache.packs.lock().expect("no panic while held");
+        let Some(pack) = packs.peek(&location.pack).cloned() else { return false };
+        drop(packs);
+        let Ok((first, at)) = pack.place(location.offset.saturating_add(offset), len) else { return false };
+        let count = (at + len as usize).div_ceil(pack.table.segment_len as usize);
+        (first..first + count).all(|index| self.segment_is_cached(location.pack, index as u32))
     }
 
     fn copy_from_pack(&self, pack: &OpenPack, number: PackNumber, offset: u32, mut out: &mut [u8]) -> Result<()> {
@@ -239,12 +268,7 @@ impl Repository {
         with_scratch(|decompressor, sealed| {
             sealed.resize(range.len(), 0);
             self.backend.get_range(pack.name, u64::from(range.start), sealed)?;
-            let plain_len = pack.table.segment_plain_len(index);
-            let plain = pack.cipher.open(index as u64, sealed, plain_len, decompressor);
-            plain.map(Arc::new).map_err(|error| Error::Corrupt {
-                object: format!("segment {index} of {}", pack.name),
-                what: error.to_string(),
-            })
+            pack.open_segment(index, sealed, decompressor).map(Arc::new)
         })
     }
 
@@ -260,6 +284,59 @@ impl Repository {
         Ok(pack)
     }
 
+    /// Decodes every blob of the pack `name` from its bytes and calls `each` with it, or with why it cannot be decoded. An
+    /// error is about the pack as a whole.
+    pub fn for_each_blob(
+        &self,
+        name: ObjectName,
+        stored: &[u8],
+        each: &mut dyn FnMut(&PackedBlob, Result<&[u8]>),
+    ) -> Result<()> {
+        let (pack, blobs) = self.read_tables_from(name, stored.len() as u64, true, &|offset, out| {
+            out.copy_from_slice(&stored[offset as usize..offset as usize + out.len()]);
+            Ok(())
+        })?;
+        let mut segments: Vec<Result<Vec<u8>>> = Vec::new();
+        let mut first = 0;
+        let mut offset = 0usize;
+        let segment_len = pack.table.segment_len as usize;
+        let mut whole = Vec::new();
+        for blob in &blobs {
+            let range = offset / segment_len..(offset + blob.len as usize).div_ceil(segment_len);
+            // Segments before this blob are done with; bounded by the longest blob.
+            segments.drain(..(range.start - first).min(segments.len()));
+            first = range.start;
+            while first + segments.len() < range.end {
+                let index = first + segments.len();
+                let place = pack.table.offsets[index] as usize..pack.table.offsets[index + 1] as usize;
+                segments.push(with_scratch(|decompressor, sealed| {
+                    sealed.clear();
+                    sealed.extend_from_slice(&stored[place]);
+                    pack.open_segment(index, sealed, decompressor)
+                }));
+            }
+            whole.clear();
+            let mut failed = None;
+            for (at, segment) in segments.iter().enumerate().take(range.len()) {
+                match segment {
+                    Ok(segment) => {
+                        let start = (first + at) * segment_len;
+                        let from = offset.saturating_sub(start);
+                        let to = segment.len().min(offset + blob.len as usize - start);
+                        whole.extend_from_slice(&segment[from..to]);
+                    }
+                    Err(error) => failed = Some(error.to_string()),
+                }
+            }
+            match failed {
+                None => each(blob, Ok(&whole)),
+                Some(what) => each(blob, Err(Error::Corrupt { object: name.to_string(), what })),
+            }
+            offset += blob.len as usize;
+        }
+        Ok(())
+    }
+
     /// Reads a pack's own table of blobs, for `check` and for rebuilding an index.
     pub fn read_blob_table(&self, id: &ObjectId, len: u64) -> Result<Vec<PackedBlob>> {
         let (_, blobs) = self.read_tables(id, len, true)?;
@@ -268,6 +345,16 @@ impl Repository {
 
     fn read_tables(&self, id: &ObjectId, len: u64, with_blobs: bool) -> Result<(OpenPack, Vec<PackedBlob>)> {
         let name = ObjectName::new(ObjectKind::Pack, *id);
+        self.read_tables_from(name, len, with_blobs, &|offset, out| Ok(self.backend.get_range(name, offset, out)?))
+    }
+
+    fn read_tables_from(
+        &self,
+        name: ObjectName,
+        len: u64,
+        with_blobs: bool,
+        read: &dyn Fn(u64, &mut [u8]) -> Result<()>,
+    ) -> Result<(OpenPack, Vec<PackedBlob>)> {
         let decode = |error| Error::decode(name, error);
         let damaged = |what: &str| Error::Corrupt { object: name.to_string(), what: what.to_owned() };
         if len < (HEADER_LEN + FOOTER_LEN) as u64 {
@@ -275,12 +362,12 @@ impl Repository {
         }
         let tail_len = len.min(TAIL_LEN);
         let mut tail = vec![0; tail_len as usize];
-        self.backend.get_range(name, len - tail_len, &mut tail)?;
+        read(len - tail_len, &mut tail)?;
         let mut header = [0; HEADER_LEN];
         if tail_len == len {
             header.copy_from_slice(&tail[..HEADER_LEN]);
         } else {
-            self.backend.get_range(name, 0, &mut header)?;
+            read(0, &mut header)?;
         }
         let header = Header::decode(&header, StoredKind::Pack).map_err(decode)?;
         let footer = Footer::decode(&tail[tail.len() - FOOTER_LEN..], len).map_err(decode)?;
@@ -292,7 +379,7 @@ impl Repository {
                 let from = (offset - tail_offset) as usize;
                 sealed.copy_from_slice(&tail[from..from + sealed_len as usize]);
             } else {
-                self.backend.get_range(name, offset, &mut sealed)?;
+                read(offset, &mut sealed)?;
             }
             with_scratch(|decompressor, _| {
                 cipher
@@ -315,6 +402,14 @@ impl Repository {
 }
 
 impl OpenPack {
+    fn open_segment(&self, index: usize, sealed: &mut [u8], decompressor: &mut Decompressor) -> Result<Vec<u8>> {
+        let plain = self.cipher.open(index as u64, sealed, self.table.segment_plain_len(index), decompressor);
+        plain.map_err(|error| Error::Corrupt {
+            object: format!("segment {index} of {}", self.name),
+            what: error.to_string(),
+        })
+    }
+
     /// The segment that holds `offset` of the plaintext, and the offset within it; `len` bytes from there must exist.
     fn place(&self, offset: u32, len: u32) -> Result<(usize, usize)> {
         if u64::from(offset) + u64::from(len) > u64::from(self.table.plain_len) {

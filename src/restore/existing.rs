@@ -96,6 +96,11 @@ fn for_each_name(directory: &OwnedFd, mut found: impl FnMut(&[u8])) -> io::Resul
     Ok(())
 }
 
+/// Whether `directory` holds nothing.
+pub(super) fn is_empty(directory: &OwnedFd) -> bool {
+    Names::read(directory).is_ok_and(|names| names.spans.is_empty())
+}
+
 /// Names of a directory in byte order, kept in one piece of memory.
 #[derive(Default)]
 pub(super) struct Names {

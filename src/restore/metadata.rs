@@ -138,10 +138,9 @@ impl Subject<'_> {
 
     fn list_xattrs(&self) -> rustix::io::Result<Vec<u8>> {
         loop {
-            let none: &mut [u8] = &mut [];
             let len = match self {
-                Subject::Open(fd) => rustix::fs::flistxattr(fd, none)?,
-                Subject::Named { fd, .. } => rustix::fs::listxattr(Self::magic_path(fd), none)?,
+                Subject::Open(fd) => rustix::fs::flistxattr_query(fd)?,
+                Subject::Named { fd, .. } => rustix::fs::listxattr_query(Self::magic_path(fd))?,
             };
             if len == 0 {
                 return Ok(Vec::new());
@@ -273,8 +272,7 @@ pub(super) fn remove_inherited_acls(directory: impl AsFd) -> io::Result<()> {
 
 /// Whether new entries of `directory` inherit an access control list.
 pub(super) fn has_default_acl(directory: impl AsFd) -> bool {
-    let none: &mut [u8] = &mut [];
-    rustix::fs::fgetxattr(directory, "system.posix_acl_default", none).is_ok_and(|len| len > 0)
+    rustix::fs::fgetxattr_query(directory, "system.posix_acl_default").is_ok_and(|len| len > 0)
 }
 
 /// The type that `lstat` reports for entries of this kind.

@@ -12,6 +12,8 @@ mod file;
 mod metadata;
 mod place;
 mod queue;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -224,9 +226,11 @@ pub fn run(
         deleted: AtomicU64::new(0),
     };
     let (root, made) = open_target(target, options.dry_run)?;
-    // A new target becomes what was named; one that was there is only a place to put things, and so is the one of a
-    // whole snapshot, whose root stands for no directory of the source.
-    let root_node = (made && !start.node().name.is_empty()).then(|| start.clone());
+    // A new target becomes what was named. One with something in it is only a place to put things, unless it is to be
+    // made the same; and so is the one of a whole snapshot, whose root stands for no directory of the source.
+    let becomes = made || options.delete || root.as_ref().is_some_and(existing::is_empty);
+    let is_named = !start.node().name.is_empty() && matches!(start.node().kind, Kind::Directory { .. });
+    let root_node = (becomes && is_named).then(|| start.clone());
     let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16);
     let queue = Queue::new(workers + 4);
     let (files, bytes) = std::thread::scope(|scope| {
@@ -341,6 +345,8 @@ enum Into {
 struct Planner<'c> {
     context: &'c Context<'c>,
     queue: &'c Queue<Job>,
+    /// Keeps the target open: every place is reached from it.
+    _root: Option<Arc<OwnedFd>>,
     levels: Vec<Level>,
     links: HashMap<LinkKey, FirstName>,
     batch: Vec<Task>,
@@ -360,9 +366,9 @@ impl<'c> Planner<'c> {
         made: bool,
         node: Option<OwnedNode>,
     ) -> Self {
-        let (place, state) = match root {
+        let root = root.map(Arc::new);
+        let (place, state) = match root.clone() {
             Some(fd) => {
-                let fd = Arc::new(fd);
                 let place = Place::root(&fd);
                 let inherits = metadata::has_default_acl(&fd);
                 (place.clone(), State::Open(Arc::new(Dir { place, fd, made, inherits })))
@@ -372,6 +378,7 @@ impl<'c> Planner<'c> {
         let mut planner = Self {
             context,
             queue,
+            _root: root,
             levels: Vec::new(),
             links: HashMap::new(),
             batch: Vec::new(),

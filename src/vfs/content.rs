@@ -7,7 +7,8 @@ use crate::format::content::{Content, ListPage, Part};
 use crate::id::{BlobId, BlobKind};
 
 use super::cache::Cache;
-use super::{Blobs, Error, Result, Wait};
+use super::{Error, Result, Wait, blob};
+use crate::repo::Repository;
 
 use std::sync::Arc;
 
@@ -72,11 +73,13 @@ impl Extents {
 
 impl File {
     /// The file of `size` bytes whose node says `content`.
-    pub fn new(size: u64, content: &Content<'_>, blobs: &dyn Blobs) -> std::result::Result<File, DecodeError> {
+    pub fn new(size: u64, content: &Content<'_>, repo: &Repository) -> std::result::Result<File, DecodeError> {
         let layout = match *content {
             Content::Empty => Layout::Inline(Box::default()),
             Content::Inline(bytes) => Layout::Inline(bytes.into()),
-            Content::Whole(hash) => Layout::Extents(Extents::new([(size, Some(blobs.data_id(&hash)))].into_iter())),
+            Content::Whole(hash) => {
+                Layout::Extents(Extents::new([(size, Some(repo.blob_id(BlobKind::Data, &hash)))].into_iter()))
+            }
             Content::Parts { parts, .. } => {
                 let parts = parts.iter().collect::<std::result::Result<Vec<_>, _>>()?;
                 Layout::Extents(Extents::of_parts(parts.into_iter()))
@@ -116,7 +119,7 @@ impl Lists {
     }
 
     /// The extent of `file` at `offset`, which must be below its size.
-    pub fn extent_at(&self, blobs: &dyn Blobs, file: &File, offset: u64, wait: Wait) -> Result<Extent> {
+    pub fn extent_at(&self, repo: &Repository, file: &File, offset: u64, wait: Wait) -> Result<Extent> {
         let (mut level, mut id) = match &file.layout {
             Layout::Inline(bytes) => return Ok(Extent { start: 0, end: bytes.len() as u64, blob: None }),
             Layout::Extents(extents) => return Ok(extents.at(offset)),
@@ -124,7 +127,7 @@ impl Lists {
         };
         let (mut base, mut len) = (0, file.size);
         loop {
-            let page = self.page(blobs, id, level, len, wait)?;
+            let page = self.page(repo, id, level, len, wait)?;
             let found = page.at(offset - base);
             let extent = Extent { start: base + found.start, end: base + found.end, blob: found.blob };
             if level == 0 {
@@ -136,14 +139,11 @@ impl Lists {
         }
     }
 
-    fn page(&self, blobs: &dyn Blobs, id: BlobId, level: u8, len: u64, wait: Wait) -> Result<Arc<Extents>> {
+    fn page(&self, repo: &Repository, id: BlobId, level: u8, len: u64, wait: Wait) -> Result<Arc<Extents>> {
         if let Some(page) = self.pages.get(&id) {
             return Ok(page);
         }
-        if wait == Wait::No {
-            return Err(Error::WouldBlock);
-        }
-        let stored = blobs.blob(BlobKind::List, &id)?;
+        let stored = blob(repo, BlobKind::List, &id, wait)?;
         let decoded =
             ListPage::decode(&stored, level, len).map_err(|error| Error::corrupt("content list", id, error))?;
         let page = Arc::new(match decoded {
@@ -159,11 +159,11 @@ impl Lists {
 mod tests {
     use super::*;
     use crate::format::content::ListChild;
-    use crate::vfs::tests::Memory;
+    use crate::vfs::tests::Store;
 
     #[test]
     fn an_extent_is_found_at_every_offset_of_a_list_in_pages() {
-        let memory = Memory::default();
+        let mut store = Store::new();
         let mut children = Vec::new();
         let mut expected = Vec::new();
         let mut at = 0;
@@ -179,18 +179,19 @@ mod tests {
                 at += part.len();
             }
             let len = parts.iter().map(Part::len).sum();
-            let id = memory.put(BlobKind::List, &ListPage::Parts(parts.to_vec()).encode());
+            let id = store.put(BlobKind::List, &ListPage::Parts(parts.to_vec()).encode());
             children.push(ListChild { len, id });
         }
-        let root = memory.put(BlobKind::List, &ListPage::Children { level: 1, children }.encode());
-        let file = File::new(at, &Content::List { hash: None, level: 1, root }, &memory).unwrap();
+        let root = store.put(BlobKind::List, &ListPage::Children { level: 1, children }.encode());
+        let repo = store.flush();
+        let file = File::new(at, &Content::List { hash: None, level: 1, root }, &repo).unwrap();
         let lists = Lists::new(1 << 20);
-        assert!(matches!(lists.extent_at(&memory, &file, 0, Wait::No), Err(Error::WouldBlock)));
+        assert!(matches!(lists.extent_at(&repo, &file, 0, Wait::No), Err(Error::WouldBlock)));
         for extent in expected {
             for offset in extent.start..extent.end {
-                assert_eq!(lists.extent_at(&memory, &file, offset, Wait::Yes).unwrap(), extent);
+                assert_eq!(lists.extent_at(&repo, &file, offset, Wait::Yes).unwrap(), extent);
             }
         }
-        assert!(lists.extent_at(&memory, &file, 0, Wait::No).is_ok(), "pages are kept");
+        assert!(lists.extent_at(&repo, &file, 0, Wait::No).is_ok(), "pages are kept");
     }
 }

@@ -23,7 +23,7 @@ use crate::format::content::Content;
 use crate::format::snapshot::Snapshot;
 use crate::format::tree::{Base, Kind, Metadata, Node, Time};
 use crate::id::{BlobId, BlobKind, ContentHash, ObjectId};
-use crate::repo::{self, Blob};
+use crate::repo::{self, Blob, Repository};
 
 use cache::Cache;
 use content::{File, Lists};
@@ -79,43 +79,6 @@ pub enum Wait {
     Yes,
     /// Only what memory holds; [`Error::WouldBlock`] otherwise.
     No,
-}
-
-/// What the file system needs of a repository.
-pub trait Blobs: Send + Sync {
-    /// The id of the data blob whose plaintext hashes to `hash`.
-    fn data_id(&self, hash: &ContentHash) -> BlobId;
-    /// A whole blob, verified.
-    fn blob(&self, kind: BlobKind, id: &BlobId) -> repo::Result<Blob>;
-    /// Fills `out` from `offset` within a data blob.
-    fn read_at(&self, id: &BlobId, offset: u64, out: &mut [u8]) -> repo::Result<()>;
-    /// The ids of all snapshots, in no order.
-    fn snapshot_ids(&self) -> repo::Result<Vec<ObjectId>>;
-    /// One snapshot.
-    fn snapshot(&self, id: &ObjectId) -> repo::Result<Snapshot>;
-    /// Picks up what was written since.
-    fn refresh(&self) -> repo::Result<()>;
-}
-
-impl Blobs for repo::Repository {
-    fn data_id(&self, hash: &ContentHash) -> BlobId {
-        self.blob_id(BlobKind::Data, hash)
-    }
-    fn blob(&self, kind: BlobKind, id: &BlobId) -> repo::Result<Blob> {
-        self.blob(kind, id)
-    }
-    fn read_at(&self, id: &BlobId, offset: u64, out: &mut [u8]) -> repo::Result<()> {
-        self.read_blob_at(id, offset, out)
-    }
-    fn snapshot_ids(&self) -> repo::Result<Vec<ObjectId>> {
-        self.snapshot_ids()
-    }
-    fn snapshot(&self, id: &ObjectId) -> repo::Result<Snapshot> {
-        self.snapshot(id)
-    }
-    fn refresh(&self) -> repo::Result<()> {
-        self.refresh()
-    }
 }
 
 /// What the mount's root shows.
@@ -238,7 +201,7 @@ const PAGE_LEN: u64 = 4096;
 
 /// The file system.
 pub struct Vfs {
-    blobs: Arc<dyn Blobs>,
+    repo: Arc<Repository>,
     options: Options,
     state: RwLock<State>,
     /// Serializes refreshes.
@@ -312,8 +275,8 @@ impl Found {
 }
 
 impl Vfs {
-    /// A file system over `blobs`; reads the list of snapshots.
-    pub fn new(blobs: Arc<dyn Blobs>, options: Options) -> Result<Vfs> {
+    /// A file system over `repo`; reads the list of snapshots.
+    pub fn new(repo: Arc<Repository>, options: Options) -> Result<Vfs> {
         let mut vfs = Vfs {
             directories: Cache::new(options.directory_cache_len),
             spots: Cache::new(SPOT_CACHE_LEN),
@@ -323,7 +286,7 @@ impl Vfs {
             state: RwLock::default(),
             known: Mutex::default(),
             root: None,
-            blobs,
+            repo,
             options,
         };
         vfs.reload(&mut vfs.known.lock().expect("no panic while held"))?;
@@ -331,12 +294,18 @@ impl Vfs {
         Ok(vfs)
     }
 
-    /// Whether the list of snapshots is old enough to be read again before it is shown.
-    pub fn is_stale(&self) -> bool {
-        match self.known.try_lock() {
-            Ok(known) => self.root.is_none() && known.at.is_none_or(|at| at.elapsed() > FRESH),
+    /// Whether the inode belongs to the views and the list of snapshots is old enough to be read again first.
+    pub fn is_stale(&self, number: u64) -> bool {
+        let view = self.root.is_none() && matches!(Inode::from_number(number), Inode::Virtual(_));
+        view && match self.known.try_lock() {
+            Ok(known) => known.at.is_none_or(|at| at.elapsed() > FRESH),
             Err(_) => true,
         }
+    }
+
+    /// Whether what is known of the inode holds for ever; not so for the views.
+    pub fn is_lasting(&self, number: u64) -> bool {
+        self.root.is_some() || !matches!(Inode::from_number(number), Inode::Virtual(_))
     }
 
     /// Reads the list of snapshots again if it is old; the view directories that changed, by inode number.
@@ -355,20 +324,20 @@ impl Vfs {
 
     fn reload(&self, known: &mut Known) -> Result<()> {
         if let View::Subtree { snapshot: id, .. } = &self.options.view {
-            let record = root_record(&self.blobs.snapshot(id)?);
+            let record = root_record(&self.repo.snapshot(id)?);
             let instance = inode::instance(b"", id, |_| false);
             self.state.write().expect("no panic while held").roots.insert(instance, record);
             return Ok(());
         }
         let View::Snapshots(templates) = &self.options.view else { unreachable!("the other view is done") };
-        let ids = self.blobs.snapshot_ids()?;
+        let ids = self.repo.snapshot_ids()?;
         let mut new = Vec::new();
         for id in ids.iter().filter(|id| !known.snapshots.contains_key(id)) {
-            new.push((*id, self.blobs.snapshot(id)?));
+            new.push((*id, self.repo.snapshot(id)?));
         }
         if !new.is_empty() && known.at.is_some() {
             // Before any new snapshot is shown, so that its blobs are found.
-            self.blobs.refresh()?;
+            self.repo.refresh()?;
         }
         if new.is_empty() && ids.len() == known.snapshots.len() {
             known.at = Some(Instant::now());
@@ -475,52 +444,45 @@ impl Vfs {
         wait: Wait,
         emit: &mut dyn FnMut(Listed<'_>) -> bool,
     ) -> Result<()> {
-        let target = self.resolve(number)?;
-        let parent = match target {
-            Inode::Virtual(number) => match self.layout().get(number).ok_or(Error::Stale)? {
-                Virtual::Directory { parent, .. } => *parent,
-                Virtual::Link { .. } => return Err(Error::NotDirectory),
-            },
-            Inode::Node(at) => {
-                let spot = self.spot(at, wait)?;
-                if number == ROOT { ROOT } else { self.directory_number(spot.parent) }
-            }
-            Inode::Link(_) => return Err(Error::NotDirectory),
-        };
-        for (position, (name, inode)) in [(b".".as_slice(), number), (b"..", parent)].into_iter().enumerate() {
-            let next = position as u64 + 1;
-            if offset < next && emit(Listed { name, next, attr: dot_attr(inode) }) {
-                return Ok(());
-            }
-        }
-        let skip = offset.saturating_sub(2);
-        match target {
-            Inode::Virtual(number) => {
+        match self.resolve(number)? {
+            Inode::Virtual(virtual_number) => {
                 let layout = self.layout();
-                let Some(Virtual::Directory { entries, .. }) = layout.get(number) else { return Err(Error::Stale) };
-                for (position, (name, entry)) in entries.iter().enumerate().skip(skip as usize) {
+                let (parent, entries) = match layout.get(virtual_number).ok_or(Error::Stale)? {
+                    Virtual::Directory { parent, entries, .. } => (*parent, entries),
+                    Virtual::Link { .. } => return Err(Error::NotDirectory),
+                };
+                if emit_dots(number, parent, offset, emit) {
+                    return Ok(());
+                }
+                for (position, (name, entry)) in entries.iter().enumerate().skip(offset.saturating_sub(2) as usize) {
                     if emit(Listed { name, next: position as u64 + 3, attr: self.entry_attr(*entry)? }) {
                         break;
                     }
                 }
                 Ok(())
             }
-            Inode::Node(at) => self.list_tree(&self.spot(at, wait)?, skip, lookups, wait, emit),
-            Inode::Link(_) => unreachable!("refused above"),
+            Inode::Node(at) => {
+                let spot = self.spot(at, wait)?;
+                let parent = if number == ROOT { ROOT } else { self.directory_number(spot.parent) };
+                let mut dots = |emit: &mut dyn FnMut(Listed<'_>) -> bool| emit_dots(number, parent, offset, emit);
+                self.list_tree(&spot, offset.saturating_sub(2), lookups, wait, &mut dots, emit)
+            }
+            Inode::Link(_) => Err(Error::NotDirectory),
         }
     }
 
+    /// Lists a snapshot's directory, `dots` before its first entry; nothing is emitted before the first page is there.
     fn list_tree(
         &self,
         spot: &Spot,
         skip: u64,
         lookups: bool,
         wait: Wait,
+        dots: &mut dyn FnMut(&mut dyn FnMut(Listed<'_>) -> bool) -> bool,
         emit: &mut dyn FnMut(Listed<'_>) -> bool,
     ) -> Result<()> {
-        let directory = self.directory(spot.tree, spot.entries, wait)?;
         // Entries of one blob, of which `before` entries with `ranks` ranks lie in earlier pages.
-        let mut emit_leaf = |leaf: &Directory, before: u64, ranks: u32| {
+        let emit_leaf = |leaf: &Directory, before: u64, ranks: u32, emit: &mut dyn FnMut(Listed<'_>) -> bool| {
             let from = skip.saturating_sub(before).min(leaf.count() as u64) as usize;
             for position in from..leaf.count() {
                 let node = leaf.node(position);
@@ -535,17 +497,21 @@ impl Vfs {
             }
             false
         };
+        let directory = self.directory(spot.tree, spot.entries, wait)?;
         if !directory.is_paged() {
-            emit_leaf(&directory, 0, 0);
+            if !dots(emit) {
+                emit_leaf(&directory, 0, 0, emit);
+            }
             return Ok(());
         }
-        let first = directory.pages().partition_point(|page| page.entries_before <= skip).saturating_sub(1);
-        for (number, page) in directory.pages().iter().enumerate().skip(first) {
+        let pages = directory.pages();
+        let first = pages.partition_point(|page| page.entries_before <= skip).saturating_sub(1);
+        for (number, page) in pages.iter().enumerate().skip(first) {
             // What was listed already is sent before the next page is waited for.
-            let wait = if number == first { wait } else { Wait::No };
-            match self.page(page.id, page.ranks, wait) {
+            match self.page(page.id, page.ranks, if number == first { wait } else { Wait::No }) {
                 Ok(leaf) => {
-                    if emit_leaf(&leaf, page.entries_before, page.ranks_before) {
+                    let full = number == first && dots(emit);
+                    if full || emit_leaf(&leaf, page.entries_before, page.ranks_before, emit) {
                         break;
                     }
                 }
@@ -619,11 +585,16 @@ impl Vfs {
         let mut done = 0;
         while done < len {
             let at = offset + done as u64;
-            let extent = self.lists.extent_at(&*self.blobs, &file, at, wait)?;
+            let extent = self.lists.extent_at(&self.repo, &file, at, wait)?;
             let take = (extent.end - at).min((len - done) as u64) as usize;
             let piece = &mut out[done..done + take];
             match extent.blob {
-                Some(id) => self.blobs.read_at(&id, at - extent.start, piece)?,
+                Some(id) if wait == Wait::Yes => self.repo.read_blob_at(&id, at - extent.start, piece)?,
+                Some(id) => {
+                    if !self.repo.read_blob_if_cached(&id, at - extent.start, piece)? {
+                        return Err(Error::WouldBlock);
+                    }
+                }
                 None => piece.fill(0),
             }
             done += take;
@@ -642,7 +613,7 @@ impl Vfs {
         }
         let mut at = offset;
         while at < file.size {
-            let extent = self.lists.extent_at(&*self.blobs, &file, at, wait)?;
+            let extent = self.lists.extent_at(&self.repo, &file, at, wait)?;
             if extent.blob.is_some() == (what == Seek::Data) {
                 return Ok(at);
             }
@@ -659,7 +630,7 @@ impl Vfs {
         let found = self.find(at, wait)?;
         let file = match found.node().kind {
             Kind::File { size, content } => {
-                let file = File::new(size, &content, &*self.blobs);
+                let file = File::new(size, &content, &self.repo);
                 Arc::new(file.map_err(|error| repo::Error::decode(format!("content of inode {number:#x}"), error))?)
             }
             Kind::Directory { .. } => return Err(Error::IsDirectory),
@@ -731,10 +702,7 @@ impl Vfs {
         if let Some(directory) = self.directories.get(&id) {
             return Ok(directory);
         }
-        if wait == Wait::No {
-            return Err(Error::WouldBlock);
-        }
-        let stored = self.blobs.blob(BlobKind::Tree, &id)?;
+        let stored = blob(&self.repo, BlobKind::Tree, &id, wait)?;
         let directory =
             Arc::new(Directory::decode(&stored, ranks).map_err(|error| Error::corrupt("directory", id, error))?);
         self.directories.put(id, directory.clone(), directory.len());
@@ -821,6 +789,22 @@ impl Vfs {
         let (uid, gid) = self.options.owner.unwrap_or(self.options.view_owner);
         let times = dot_attr(number);
         Ok(Attr { kind, mode, size, uid, gid, atime: mtime, mtime, ctime: mtime, ..times })
+    }
+}
+
+/// Lists `.` and `..`; whether one was not taken.
+fn emit_dots(number: u64, parent: u64, offset: u64, emit: &mut dyn FnMut(Listed<'_>) -> bool) -> bool {
+    [(b".".as_slice(), number), (b"..", parent)]
+        .into_iter()
+        .zip(1..)
+        .any(|((name, inode), next)| offset < next && emit(Listed { name, next, attr: dot_attr(inode) }))
+}
+
+/// A whole blob, verified.
+fn blob(repo: &Repository, kind: BlobKind, id: &BlobId, wait: Wait) -> Result<Blob> {
+    match wait {
+        Wait::Yes => Ok(repo.blob(kind, id)?),
+        Wait::No => repo.blob_if_cached(kind, id)?.ok_or(Error::WouldBlock),
     }
 }
 

@@ -100,7 +100,7 @@ fn the_password_comes_from_a_file_a_command_or_a_credential() {
     }
     let credentials = sandbox.path("credentials");
     fs::create_dir(&credentials).unwrap();
-    fs::copy(&file, credentials.join("bygone.password")).unwrap();
+    fs::copy(&file, credentials.join("bygone-password")).unwrap();
     let mut command = sandbox.command(args!["snapshots"]);
     Run::of(command.env_remove("BYGONE_PASSWORD").env("CREDENTIALS_DIRECTORY", &credentials)).expect_code(0);
 }

@@ -38,7 +38,8 @@ fn the_same_dump_a_day_later_costs_little() {
 #[test]
 fn the_output_of_a_command_becomes_a_file() {
     let sandbox = Sandbox::new();
-    let args = args!["backup", "--stdin-from-command", "--stdin-filename", "db.sql", "--", "printf", "%s-%s", "a b", "c"];
+    let args =
+        args!["backup", "--stdin-from-command", "--stdin-filename", "db.sql", "--", "printf", "%s-%s", "a b", "c"];
     sandbox.ok(args);
     assert_eq!(sandbox.ok(args!["dump", "latest", "/db.sql"]).stdout, b"a b-c");
 }
@@ -47,7 +48,16 @@ fn the_output_of_a_command_becomes_a_file() {
 fn a_command_that_fails_makes_no_snapshot() {
     let sandbox = Sandbox::new();
     for script in ["echo half of it; exit 3", "kill -9 $$", "exit 1"] {
-        let run = sandbox.run(args!["backup", "--stdin-from-command", "--stdin-filename", "db.sql", "--", "sh", "-c", script]);
+        let run = sandbox.run(args![
+            "backup",
+            "--stdin-from-command",
+            "--stdin-filename",
+            "db.sql",
+            "--",
+            "sh",
+            "-c",
+            script
+        ]);
         assert_eq!(run.code, Some(1), "{run:?}");
         assert!(!run.err().is_empty());
     }

@@ -75,8 +75,7 @@ fn damage_of_any_local_file_costs_a_rebuild_and_nothing_else() {
     let sandbox = with_backups();
     let (cache, kept) = (sandbox.cache(), sandbox.path("kept"));
     copy(&cache, &kept);
-    let names: Vec<_> =
-        files_below(&cache).iter().map(|path| path.strip_prefix(&cache).unwrap().to_owned()).collect();
+    let names: Vec<_> = files_below(&cache).iter().map(|path| path.strip_prefix(&cache).unwrap().to_owned()).collect();
     for name in &names {
         for (what, damage) in DAMAGES {
             fs::remove_dir_all(&cache).unwrap();

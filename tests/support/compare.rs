@@ -36,7 +36,13 @@ pub fn assert_same(original: &Path, copy: &Path) {
 pub fn assert_same_but(original: &Path, copy: &Path, ignore: Ignore) {
     let found = differences(original, copy, ignore);
     let shown = found[..found.len().min(40)].join("\n");
-    assert!(found.is_empty(), "{} differs from {} in {} points:\n{shown}", copy.display(), original.display(), found.len());
+    assert!(
+        found.is_empty(),
+        "{} differs from {} in {} points:\n{shown}",
+        copy.display(),
+        original.display(),
+        found.len()
+    );
 }
 
 /// Every difference between two trees, one line each.

@@ -28,7 +28,8 @@ pub fn text(seed: u64, len: usize) -> Vec<u8> {
         if out.len() >= len {
             break;
         }
-        writeln!(out, "{line:>12} INSERT INTO instances VALUES ({}, 'active', NULL);", line.wrapping_mul(7919)).unwrap();
+        writeln!(out, "{line:>12} INSERT INTO instances VALUES ({}, 'active', NULL);", line.wrapping_mul(7919))
+            .unwrap();
     }
     out.truncate(len);
     out
@@ -65,7 +66,8 @@ pub fn contents(dir: &Path) {
 pub fn sparse_files(dir: &Path) {
     fs::create_dir(dir).unwrap();
     let block = |n: u64| n << 16;
-    let cases: &[(&str, u64, &[(u64, u64)])] = &[
+    type Case = (&'static str, u64, &'static [(u64, u64)]);
+    let cases: &[Case] = &[
         ("hole-only", block(64), &[]),
         ("hole-first", block(64), &[(32, 32)]),
         ("hole-last", block(64), &[(0, 32)]),
@@ -144,7 +146,9 @@ pub fn kinds(dir: &Path) {
     fs::create_dir(dir).unwrap();
     fs::write(dir.join("file"), "file").unwrap();
     fs::create_dir(dir.join("directory")).unwrap();
-    for (name, target) in [("link", "file"), ("link-dangling", "/no/such/thing"), ("link-up", "../.."), ("link-loop", "link-loop")] {
+    for (name, target) in
+        [("link", "file"), ("link-dangling", "/no/such/thing"), ("link-up", "../.."), ("link-loop", "link-loop")]
+    {
         symlink(target, dir.join(name)).unwrap();
     }
     symlink(OsStr::from_bytes(&[b'y'; 4095]), dir.join("link-long")).unwrap();
@@ -181,7 +185,11 @@ pub fn attributes(dir: &Path) {
         }
     }
     let (owner, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    set_xattr(&dir.join("acl"), "system.posix_acl_access", &acl(&[(6, None), (7, Some(owner + 1)), (4, None), (5, None), (0, None)]));
+    set_xattr(
+        &dir.join("acl"),
+        "system.posix_acl_access",
+        &acl(&[(6, None), (7, Some(owner + 1)), (4, None), (5, None), (0, None)]),
+    );
     let default = acl(&[(7, None), (5, Some(group + 1)), (5, None), (7, None), (5, None)]);
     set_xattr(&dir.join("directory"), "system.posix_acl_default", &default);
     set_xattr(&dir.join("directory"), "system.posix_acl_access", &default);

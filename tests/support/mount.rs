@@ -62,8 +62,7 @@ impl Mount<'_> {
 impl Drop for Mount<'_> {
     fn drop(&mut self) {
         if is_mounted(&self.dir) {
-            let how: &[&str] =
-                if super::is_root() { &["umount", "--lazy"] } else { &["fusermount3", "-u", "-z"] };
+            let how: &[&str] = if super::is_root() { &["umount", "--lazy"] } else { &["fusermount3", "-u", "-z"] };
             let _ = Command::new(how[0]).args(&how[1..]).arg(&self.dir).stderr(Stdio::null()).status();
         }
     }

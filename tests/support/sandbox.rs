@@ -23,8 +23,7 @@ pub fn program() -> PathBuf {
 
 /// The directory that holds `quickstart` and its kin.
 pub fn tools() -> PathBuf {
-    std::env::var_os("BYGONE_TOOLS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tools"), PathBuf::from)
+    std::env::var_os("BYGONE_TOOLS").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tools"), PathBuf::from)
 }
 
 /// A place of its own to run the program in.
@@ -97,12 +96,7 @@ impl Sandbox {
     /// The program, ready to run in the sandbox.
     pub fn command(&self, args: Vec<OsString>) -> assert_cmd::Command {
         let mut command = assert_cmd::Command::new(program());
-        command
-            .args(args)
-            .env_clear()
-            .envs(self.environment())
-            .current_dir(self.dir.path())
-            .timeout(COMMAND_LIMIT);
+        command.args(args).env_clear().envs(self.environment()).current_dir(self.dir.path()).timeout(COMMAND_LIMIT);
         command
     }
 

@@ -1,0 +1,317 @@
+//! `stats`: how much the snapshots hold, and how much of it is the same.
+//!
+//! Directories met before are not walked again; sets hold eight bytes for each file or blob.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+
+use super::entry::human_size;
+use super::exit::Exit;
+use super::output::report_errors;
+use super::{Global, SnapshotFilter};
+use crate::backend::ObjectKind;
+use crate::browse::{self, Event, Walk};
+use crate::format::content::{Content, Part};
+use crate::format::tree::{Kind, Node};
+use crate::id::BlobId;
+use crate::progress::Progress;
+use crate::repo::Repository;
+
+/// Counts what snapshots hold.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The snapshots; all if none is given
+    snapshots: Vec<String>,
+    /// What is counted
+    #[arg(long, value_enum, default_value_t)]
+    mode: Mode,
+    #[command(flatten)]
+    filter: SnapshotFilter,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    /// Files and bytes that restoring each snapshot would write
+    #[default]
+    RestoreSize,
+    /// Files of different content
+    FilesByContents,
+    /// Different blobs in each path
+    BlobsPerFile,
+    /// Blobs, each counted once, and what they take in the repository
+    RawData,
+}
+
+#[derive(Default, Serialize)]
+struct Totals {
+    total_size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_uncompressed_size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compression_ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compression_space_saving: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_file_count: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_blob_count: Option<u64>,
+    snapshots_count: usize,
+}
+
+/// What is below a directory.
+#[derive(Clone, Copy, Default)]
+struct Below {
+    files: u64,
+    bytes: u64,
+    /// A file has several names, so that the sum is not the directory's alone.
+    shared: bool,
+}
+
+struct Level {
+    tree: BlobId,
+    below: Below,
+}
+
+struct Count<'a> {
+    repo: &'a Repository,
+    mode: Mode,
+    sums: HashMap<BlobId, Below>,
+    seen: HashSet<u64>,
+    inodes: HashSet<(u64, u64)>,
+    files: u64,
+    bytes: u64,
+    blobs: u64,
+    progress: Progress,
+}
+
+/// Directories whose sums are remembered.
+const SUMS_MAX: usize = 1 << 20;
+
+fn hash(of: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Runs the command.
+pub fn run(args: &Args, global: &Global) -> Result<Exit> {
+    let repo = global.open_repository()?;
+    let snapshots = global.select_snapshots(&repo, &args.filter, &args.snapshots)?;
+    let mut count = Count {
+        repo: &repo,
+        mode: args.mode,
+        sums: HashMap::new(),
+        seen: HashSet::new(),
+        inodes: HashSet::new(),
+        files: 0,
+        bytes: 0,
+        blobs: 0,
+        progress: Progress::new(),
+    };
+    for (id, snapshot) in &snapshots {
+        let Kind::Directory { tree, .. } = snapshot.root().kind else { bail!("snapshot {id} has no tree") };
+        count.snapshot(tree)?;
+    }
+    let mut totals = Totals { total_size: count.bytes, snapshots_count: snapshots.len(), ..Totals::default() };
+    match args.mode {
+        Mode::RestoreSize | Mode::FilesByContents => totals.total_file_count = Some(count.files),
+        Mode::BlobsPerFile => {
+            totals.total_file_count = Some(count.files);
+            totals.total_blob_count = Some(count.blobs);
+        }
+        Mode::RawData => {
+            // Blobs share segments, so what one takes is its part of what all of them take.
+            let ratio = ratio(&repo)?;
+            totals.total_blob_count = Some(count.blobs);
+            totals.total_uncompressed_size = Some(count.bytes);
+            totals.total_size = (count.bytes as f64 / ratio) as u64;
+            totals.compression_ratio = Some(ratio);
+            totals.compression_space_saving = Some((1.0 - 1.0 / ratio) * 100.0);
+        }
+    }
+    if global.json {
+        println!("{}", serde_json::to_string(&totals)?);
+    } else {
+        print(&totals, args.mode);
+    }
+    Ok(report_errors(&count.progress))
+}
+
+fn print(totals: &Totals, mode: Mode) {
+    let name = match mode {
+        Mode::RestoreSize => "restore-size",
+        Mode::FilesByContents => "files-by-contents",
+        Mode::BlobsPerFile => "blobs-per-file",
+        Mode::RawData => "raw-data",
+    };
+    println!("Stats in {name} mode:");
+    println!("     Snapshots processed:  {}", totals.snapshots_count);
+    if let Some(files) = totals.total_file_count {
+        println!("        Total File Count:  {files}");
+    }
+    if let Some(blobs) = totals.total_blob_count {
+        println!("        Total Blob Count:  {blobs}");
+    }
+    if let Some(plain) = totals.total_uncompressed_size {
+        println!(" Total Uncompressed Size:  {}", human_size(plain));
+    }
+    if let (Some(ratio), Some(saving)) = (totals.compression_ratio, totals.compression_space_saving) {
+        println!("       Compression Ratio:  {ratio:.2}x");
+        println!("Compression Space Saving:  {saving:.2}%");
+    }
+    println!("              Total Size:  {}", human_size(totals.total_size));
+}
+
+/// Plain bytes in the repository's packs for each stored byte.
+fn ratio(repo: &Repository) -> Result<f64> {
+    let mut objects = Vec::new();
+    repo.backend().list(ObjectKind::Index, &mut |object| objects.push(object.id))?;
+    let (mut plain, mut stored) = (0u64, 0u64);
+    for id in objects {
+        for pack in repo.index_object(&id)? {
+            stored += pack.len;
+            plain += pack.blobs.iter().map(|blob| u64::from(blob.len)).sum::<u64>();
+        }
+    }
+    Ok(if stored == 0 { 1.0 } else { plain as f64 / stored as f64 })
+}
+
+impl Count<'_> {
+    /// Counts what is below `tree`, the root of a snapshot.
+    fn snapshot(&mut self, tree: BlobId) -> Result<()> {
+        self.inodes.clear();
+        if !self.enter(&tree, b"") {
+            return Ok(());
+        }
+        let mut levels = vec![Level { tree, below: Below::default() }];
+        let mut walk = Walk::new(self.repo, tree, b"");
+        while let Some(event) = walk.next() {
+            match event {
+                Event::Entry { path, entry } => {
+                    let level = levels.last_mut().expect("the walk is within a directory");
+                    let node = entry.node;
+                    match node.kind {
+                        Kind::Directory { tree, .. } => {
+                            if let Some(sum) = self.sums.get(&tree) {
+                                level.below.files += sum.files;
+                                level.below.bytes += sum.bytes;
+                                walk.skip();
+                            } else if self.enter(&tree, path) {
+                                levels.push(Level { tree, below: Below::default() });
+                            } else {
+                                walk.skip();
+                            }
+                        }
+                        _ => self.entry(path, &node, &mut level.below),
+                    }
+                }
+                Event::Leave { .. } => {
+                    let level = levels.pop().expect("the walk leaves what it entered");
+                    let below = level.below;
+                    if self.mode == Mode::RestoreSize && !below.shared && self.sums.len() < SUMS_MAX {
+                        self.sums.insert(level.tree, below);
+                    }
+                    match levels.last_mut() {
+                        Some(above) => {
+                            above.below.files += below.files;
+                            above.below.bytes += below.bytes;
+                            above.below.shared |= below.shared;
+                        }
+                        None => {
+                            self.files += below.files;
+                            self.bytes += below.bytes;
+                        }
+                    }
+                }
+                Event::Damage { path, error } => {
+                    if let Some(level) = levels.last_mut() {
+                        level.below.shared = true;
+                    }
+                    self.progress.error(path, "read the directory", error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a directory must be walked; counts its blob.
+    fn enter(&mut self, tree: &BlobId, path: &[u8]) -> bool {
+        match self.mode {
+            Mode::RestoreSize => {
+                if path.is_empty()
+                    && let Some(sum) = self.sums.get(tree)
+                {
+                    self.files += sum.files;
+                    self.bytes += sum.bytes;
+                    return false;
+                }
+                true
+            }
+            Mode::FilesByContents => self.seen.insert(hash(tree.0)),
+            Mode::BlobsPerFile => self.seen.insert(hash((tree.0, path))),
+            Mode::RawData => {
+                let new = self.seen.insert(hash(tree.0));
+                if new && let Ok(blob) = self.repo.blob(crate::id::BlobKind::Tree, tree) {
+                    self.blobs += 1;
+                    self.bytes += blob.len() as u64;
+                }
+                new
+            }
+        }
+    }
+
+    fn entry(&mut self, path: &[u8], node: &Node<'_>, below: &mut Below) {
+        let Kind::File { size, content } = node.kind else {
+            below.files += u64::from(self.mode == Mode::RestoreSize);
+            return;
+        };
+        match self.mode {
+            Mode::RestoreSize => {
+                if node.metadata.nlink > 1 {
+                    below.shared = true;
+                    if !self.inodes.insert((node.metadata.dev, node.metadata.inode)) {
+                        return;
+                    }
+                }
+                below.files += 1;
+                below.bytes += size;
+            }
+            Mode::FilesByContents => {
+                let content = match content {
+                    Content::Empty => 0,
+                    Content::Inline(bytes) => hash((1, bytes)),
+                    Content::Whole(id) => hash((2, id)),
+                    Content::Parts { parts, .. } => hash((3, parts.encoded())),
+                    Content::List { root, .. } => hash((4, root)),
+                };
+                if self.seen.insert(content) {
+                    below.files += 1;
+                    below.bytes += size;
+                }
+            }
+            Mode::BlobsPerFile | Mode::RawData => {
+                let by_path = self.mode == Mode::BlobsPerFile;
+                let mut new_file = false;
+                for part in browse::parts(self.repo, size, content) {
+                    match part {
+                        Ok((_, Part::Data { id, len })) => {
+                            let key = if by_path { hash((id.0, path)) } else { hash(id.0) };
+                            if self.seen.insert(key) {
+                                new_file = true;
+                                self.blobs += 1;
+                                below.bytes += u64::from(len);
+                            }
+                        }
+                        Ok(_) => {}
+                        Err(error) => self.progress.error(path, "read the content list", error),
+                    }
+                }
+                below.files += u64::from(new_file);
+            }
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! `bygone version`: what this program is.
+
+use anyhow::Result;
+
+use super::Global;
+use super::exit::Exit;
+use crate::format::header::VERSION;
+
+/// Arguments of `version`.
+#[derive(clap::Args, Debug)]
+pub struct Args {}
+
+/// Prints the version.
+pub fn run(_: &Args, global: &Global) -> Result<Exit> {
+    let version = env!("CARGO_PKG_VERSION");
+    if global.json {
+        println!("{}", serde_json::json!({"message_type": "version", "version": version, "format_version": VERSION}));
+    } else {
+        println!("bygone {version} (repository format {VERSION})");
+    }
+    Ok(Exit::Success)
+}

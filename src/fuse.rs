@@ -1,0 +1,535 @@
+//! The kernel's protocol on one side, [`Vfs`] on the other. Decides how requests are waited for and how long the kernel
+//! may remember answers; what is in the file system is decided elsewhere.
+//!
+//! One session thread takes requests. It answers from memory itself; what must wait for storage goes to workers when
+//! the store is remote or other requests are waiting. After an answer it watches the device for a moment instead of
+//! sleeping, because waking a thread costs more than answering most requests.
+
+pub mod mount;
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use fuser::{
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request, Session, SessionACL,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::format::tree::Time;
+use crate::pool::{Pool, Urgency, cores};
+use crate::vfs::{self, Attr, FileKind, Seek, Vfs, Wait};
+use mount::MountPoint;
+
+/// For what never changes.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// For the views, which change when snapshots come and go.
+const BRIEFLY: Duration = Duration::from_secs(1);
+/// How long the session thread watches for the next request before it sleeps.
+pub const POLL_DEFAULT: Duration = Duration::from_micros(150);
+/// Requests the kernel may have in flight on its own account, such as read-ahead.
+const BACKGROUND_MAX: u16 = 64;
+/// Longest request for data.
+const READ_LEN_MAX: u32 = 1 << 20;
+/// Threads that wait for a remote store.
+const REMOTE_WORKERS: usize = 16;
+
+/// How to mount.
+pub struct Options {
+    /// What `mount` and `df` show as the device.
+    pub source: String,
+    /// Other users may enter; file permissions and ACLs decide.
+    pub allow_other: bool,
+    /// How long to watch for the next request before sleeping; zero for not at all.
+    pub poll: Duration,
+    /// The store is reached through a network: nothing waits for it on the session thread.
+    pub remote: bool,
+    /// Told of every failure that readers see as an I/O error.
+    pub on_error: Box<dyn Fn(&vfs::Error) + Send + Sync>,
+}
+
+/// A running mount.
+pub struct Mounted {
+    point: MountPoint,
+    session: JoinHandle<io::Result<()>>,
+}
+
+/// Mounts `vfs` on `directory`. Requests are served when this returns.
+pub fn mount(vfs: Arc<Vfs>, directory: &Path, options: Options) -> mount::Result<Mounted> {
+    let (fd, point) = mount::attach(directory, &options.source, options.allow_other)?;
+    let failed = |op: &'static str| {
+        let point = point.clone();
+        move |source: io::Error| {
+            let _ = point.detach();
+            mount::Error::System { op, path: point.path, source }
+        }
+    };
+    let workers = if options.remote { REMOTE_WORKERS } else { cores() };
+    let pool = Pool::new("mount", workers).map_err(failed("start threads for"))?;
+    let shared = Arc::new(Shared { vfs, on_error: options.on_error, notifier: OnceLock::new() });
+    let watch = Arc::new(OnceLock::new());
+    let adapter = Adapter {
+        shared: shared.clone(),
+        pool,
+        watch: watch.clone(),
+        remote: options.remote,
+        allow_other: options.allow_other,
+        no_open: false,
+        no_opendir: false,
+    };
+    let mut config = Config::default();
+    config.n_threads = Some(1);
+    // The kernel itself lets nobody in but the owner unless `allow_other` was given, so fuser need not ask again.
+    let session = Session::from_fd(adapter, fd, SessionACL::All, config).map_err(failed("set up"))?;
+    let device = session.as_fd().try_clone_to_owned().map_err(failed("set up"))?;
+    // With one core, watching would keep the reader from running.
+    let time = if cores() > 1 { options.poll } else { Duration::ZERO };
+    assert!(watch.set(Watch { device, time, idle: AtomicU32::new(0) }).is_ok(), "set once");
+    assert!(shared.notifier.set(session.notifier()).is_ok(), "set once");
+    point.raise_read_ahead();
+    let session =
+        std::thread::Builder::new().name("session".into()).spawn(|| session.run()).map_err(failed("serve"))?;
+    Ok(Mounted { point, session })
+}
+
+impl Mounted {
+    /// Where.
+    pub fn point(&self) -> &MountPoint {
+        &self.point
+    }
+
+    /// Waits until somebody unmounts it.
+    pub fn wait(self) -> io::Result<()> {
+        self.session.join().unwrap_or_else(|_| Err(io::Error::other("the session thread panicked")))
+    }
+}
+
+/// What an answer needs, on whichever thread.
+struct Shared {
+    vfs: Arc<Vfs>,
+    on_error: Box<dyn Fn(&vfs::Error) + Send + Sync>,
+    notifier: OnceLock<Notifier>,
+}
+
+struct Adapter {
+    shared: Arc<Shared>,
+    pool: Pool,
+    watch: Arc<OnceLock<Watch>>,
+    remote: bool,
+    allow_other: bool,
+    no_open: bool,
+    no_opendir: bool,
+}
+
+/// Watches the device for requests.
+struct Watch {
+    device: OwnedFd,
+    /// How long, after each request.
+    time: Duration,
+    /// Watches in a row that saw none.
+    idle: AtomicU32,
+}
+
+impl Watch {
+    /// Watches in vain after which most are skipped: whoever asks is slower than this.
+    const IDLE_MAX: u32 = 4;
+    /// One in so many is not skipped, to notice when requests become frequent.
+    const PROBE: u32 = 8;
+
+    /// Whether a request waits (or the connection ended, which reading from it will tell).
+    fn is_pending(&self) -> bool {
+        let mut fds = [PollFd::new(&self.device, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Returns when a request waits or none came for a while, and the thread may as well sleep.
+    fn watch(&self) {
+        let idle = self.idle.load(Ordering::Relaxed);
+        if self.time.is_zero() || idle >= Self::IDLE_MAX && !idle.is_multiple_of(Self::PROBE) {
+            self.idle.store(idle.saturating_add(1), Ordering::Relaxed);
+            return;
+        }
+        let start = Instant::now();
+        while start.elapsed() < self.time {
+            if self.is_pending() {
+                self.idle.store(0, Ordering::Relaxed);
+                return;
+            }
+            // Where cores are scarce, the reader goes first.
+            std::thread::yield_now();
+        }
+        self.idle.store(idle.saturating_add(1), Ordering::Relaxed);
+    }
+}
+
+/// What programs see of an error.
+fn errno(error: &vfs::Error) -> Errno {
+    match error {
+        vfs::Error::NotFound => Errno::ENOENT,
+        vfs::Error::Stale => Errno::ESTALE,
+        vfs::Error::NotDirectory => Errno::ENOTDIR,
+        vfs::Error::IsDirectory => Errno::EISDIR,
+        vfs::Error::Invalid => Errno::EINVAL,
+        vfs::Error::NoAttribute => Errno::ENODATA,
+        vfs::Error::NoData => Errno::ENXIO,
+        vfs::Error::WouldBlock => Errno::EAGAIN,
+        vfs::Error::Repository(_) => Errno::EIO,
+    }
+}
+
+/// A reply that an error can be sent to.
+trait Fail: Send + 'static {
+    fn fail(self, errno: Errno);
+}
+
+macro_rules! fail {
+    ($($reply:ty),*) => {
+        $(impl Fail for $reply {
+            fn fail(self, errno: Errno) {
+                self.error(errno);
+            }
+        })*
+    };
+}
+
+fail!(ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyLseek, ReplyXattr);
+
+/// Answers one request: takes the reply and sends it, or returns an error and leaves it.
+trait Work<R>: Fn(&Vfs, Wait, &mut Option<R>) -> vfs::Result<()> {}
+impl<R, F: Fn(&Vfs, Wait, &mut Option<R>) -> vfs::Result<()>> Work<R> for F {}
+
+impl Shared {
+    /// Does the work; gives the reply back if it would have waited.
+    fn attempt<R: Fail>(&self, wait: Wait, reply: R, work: &impl Work<R>) -> Option<R> {
+        let mut reply = Some(reply);
+        // A panic drops the reply, and fuser answers a dropped one with EIO.
+        let result = catch_unwind(AssertUnwindSafe(|| work(&self.vfs, wait, &mut reply)));
+        match result.ok()? {
+            Ok(()) => None,
+            Err(vfs::Error::WouldBlock) if wait == Wait::No => reply,
+            Err(error) => {
+                if matches!(error, vfs::Error::Repository(_)) {
+                    (self.on_error)(&error);
+                }
+                reply?.fail(errno(&error));
+                None
+            }
+        }
+    }
+
+    /// Reads the list of snapshots again and has the kernel forget the listings that changed.
+    fn refresh(&self) {
+        match self.vfs.refresh() {
+            Ok(changed) => {
+                for number in changed {
+                    if let Some(notifier) = self.notifier.get() {
+                        let _ = notifier.inval_inode(INodeNo(number), 0, 0);
+                    }
+                }
+            }
+            // What was known is shown on.
+            Err(error) => (self.on_error)(&error),
+        }
+    }
+}
+
+impl Adapter {
+    /// Answers a request about the inode `number`.
+    fn serve<R: Fail>(&self, number: INodeNo, reply: R, work: impl Work<R> + Send + 'static) {
+        let stale = self.shared.vfs.is_stale(number.0);
+        let unanswered = if stale { Some(reply) } else { self.shared.attempt(Wait::No, reply, &work) };
+        if let Some(reply) = unanswered {
+            if stale || self.remote || self.watch.get().is_none_or(Watch::is_pending) {
+                let shared = self.shared.clone();
+                self.pool.submit(Urgency::Urgent, move || {
+                    if stale {
+                        shared.refresh();
+                    }
+                    shared.attempt(Wait::Yes, reply, &work);
+                });
+            } else {
+                self.shared.attempt(Wait::Yes, reply, &work);
+            }
+        }
+        self.rest();
+    }
+
+    fn rest(&self) {
+        if let Some(watch) = self.watch.get() {
+            watch.watch();
+        }
+    }
+}
+
+thread_local! {
+    /// What a read request is answered from.
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+fn lifetime(attr: &Attr) -> &'static Duration {
+    if attr.lasting { &FOR_EVER } else { &BRIEFLY }
+}
+
+fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::File => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::BlockDevice => FileType::BlockDevice,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+    }
+}
+
+/// `time`, or the epoch if it is beyond what the system's clock type holds.
+fn system_time(time: Time) -> SystemTime {
+    let seconds = Duration::from_secs(time.sec.unsigned_abs());
+    let epoch = SystemTime::UNIX_EPOCH;
+    let whole = if time.sec < 0 { epoch.checked_sub(seconds) } else { epoch.checked_add(seconds) };
+    whole.and_then(|whole| whole.checked_add(Duration::from_nanos(time.nsec.into()))).unwrap_or(epoch)
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.inode),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: system_time(attr.atime),
+        mtime: system_time(attr.mtime),
+        ctime: system_time(attr.ctime),
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: file_type(attr.kind),
+        perm: attr.mode as u16,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        // The protocol has 32 bits: 12 for the major number, 20 for the minor one, as the C library packs them.
+        rdev: attr.rdev as u32,
+        blksize: attr.block_len,
+        flags: 0,
+    }
+}
+
+/// An entry that says for ever that there is none.
+fn no_entry() -> FileAttr {
+    file_attr(&Attr {
+        inode: 0,
+        kind: FileKind::File,
+        mode: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: 0,
+        blocks: 0,
+        block_len: 0,
+        atime: Time::default(),
+        mtime: Time::default(),
+        ctime: Time::default(),
+        lasting: true,
+    })
+}
+
+const GENERATION: Generation = Generation(0);
+
+fn send_xattr(reply: &mut Option<ReplyXattr>, value: &[u8], room: u32) {
+    let Some(reply) = reply.take() else { return };
+    if room == 0 {
+        reply.size(value.len() as u32);
+    } else if value.len() > room as usize {
+        reply.error(Errno::ERANGE);
+    } else {
+        reply.data(value);
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let offered = config.capabilities();
+        self.no_open = offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.no_opendir = offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        let mut wanted = InitFlags::FUSE_ASYNC_READ
+            | InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_NO_OPEN_SUPPORT
+            | InitFlags::FUSE_NO_OPENDIR_SUPPORT
+            | InitFlags::FUSE_EXPLICIT_INVAL_DATA;
+        if self.allow_other {
+            // Others are let in as the stored ACLs say; without others the kernel need not ask for them at each step.
+            wanted |= InitFlags::FUSE_POSIX_ACL;
+        }
+        let known = config.add_capabilities(wanted & offered);
+        debug_assert!(known.is_ok(), "only what was offered is asked for");
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        let _ = config.set_max_write(READ_LEN_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = name.as_bytes().to_vec();
+        self.serve(parent, reply, move |vfs, wait, reply: &mut Option<ReplyEntry>| {
+            let (attr, lifetime) = match vfs.lookup(parent.0, &name, wait) {
+                Ok(attr) => (file_attr(&attr), lifetime(&attr)),
+                Err(vfs::Error::NotFound) if vfs.is_lasting(parent.0) => (no_entry(), &FOR_EVER),
+                Err(error) => return Err(error),
+            };
+            reply.take().into_iter().for_each(|reply| reply.entry(lifetime, &attr, GENERATION));
+            Ok(())
+        });
+    }
+
+    fn forget(&self, _: &Request, number: INodeNo, count: u64) {
+        // One of a batch, perhaps: no watching between them.
+        self.shared.vfs.forget(number.0, count);
+    }
+
+    fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.serve(number, reply, move |vfs, wait, reply: &mut Option<ReplyAttr>| {
+            let attr = vfs.attr(number.0, wait)?;
+            reply.take().into_iter().for_each(|reply| reply.attr(lifetime(&attr), &file_attr(&attr)));
+            Ok(())
+        });
+    }
+
+    fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
+        self.serve(number, reply, move |vfs, wait, reply: &mut Option<ReplyData>| {
+            let target = vfs.link_target(number.0, wait)?;
+            reply.take().into_iter().for_each(|reply| reply.data(&target));
+            Ok(())
+        });
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.no_open {
+            // The kernel opens files by itself from now on, and keeps what it read.
+            reply.error(Errno::ENOSYS);
+        } else {
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        }
+        self.rest();
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.no_opendir {
+            reply.error(Errno::ENOSYS);
+        } else {
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+        }
+        self.rest();
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        len: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let len = len.min(READ_LEN_MAX) as usize;
+        self.serve(number, reply, move |vfs, wait, reply: &mut Option<ReplyData>| {
+            READ_BUFFER.with_borrow_mut(|buffer| {
+                if buffer.len() < len {
+                    buffer.resize(len, 0);
+                }
+                let len = vfs.read(number.0, offset, &mut buffer[..len], wait)?;
+                reply.take().into_iter().for_each(|reply| reply.data(&buffer[..len]));
+                Ok(())
+            })
+        });
+    }
+
+    fn lseek(&self, _: &Request, number: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let what = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        self.serve(number, reply, move |vfs, wait, reply: &mut Option<ReplyLseek>| {
+            let found = vfs.seek(number.0, offset, what, wait)?;
+            reply.take().into_iter().for_each(|reply| reply.offset(found as i64));
+            Ok(())
+        });
+    }
+
+    fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.serve(number, reply, move |vfs, wait, slot: &mut Option<ReplyDirectory>| {
+            let Some(reply) = slot else { return Ok(()) };
+            vfs.list(number.0, offset, false, wait, &mut |listed| {
+                let name = OsStr::from_bytes(listed.name);
+                reply.add(INodeNo(listed.attr.inode), listed.next, file_type(listed.attr.kind), name)
+            })?;
+            slot.take().into_iter().for_each(ReplyDirectory::ok);
+            Ok(())
+        });
+    }
+
+    fn readdirplus(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        self.serve(number, reply, move |vfs, wait, slot: &mut Option<ReplyDirectoryPlus>| {
+            let Some(reply) = slot else { return Ok(()) };
+            vfs.list(number.0, offset, true, wait, &mut |listed| {
+                let attr = file_attr(&listed.attr);
+                let name = OsStr::from_bytes(listed.name);
+                reply.add(attr.ino, listed.next, name, lifetime(&listed.attr), &attr, GENERATION)
+            })?;
+            slot.take().into_iter().for_each(ReplyDirectoryPlus::ok);
+            Ok(())
+        });
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        // No size: it is a view, and a file system that is always full would alarm whoever watches disks.
+        reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
+        self.rest();
+    }
+
+    fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, room: u32, reply: ReplyXattr) {
+        let name = name.as_bytes().to_vec();
+        self.serve(number, reply, move |vfs, wait, reply: &mut Option<ReplyXattr>| {
+            let value = vfs.xattr(number.0, &name, wait)?;
+            send_xattr(reply, &value, room);
+            Ok(())
+        });
+    }
+
+    fn listxattr(&self, _: &Request, number: INodeNo, room: u32, reply: ReplyXattr) {
+        self.serve(number, reply, move |vfs, wait, reply: &mut Option<ReplyXattr>| {
+            let names = vfs.xattr_names(number.0, wait)?;
+            send_xattr(reply, &names, room);
+            Ok(())
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_and_after_2038_are_exact() {
+        let since = |time: Time| system_time(time).duration_since(SystemTime::UNIX_EPOCH);
+        let far = Time { sec: 1 << 40, nsec: 999_999_999 };
+        assert_eq!(since(far).unwrap(), Duration::new(1 << 40, 999_999_999));
+        let early = Time { sec: -5, nsec: 999_999_999 };
+        assert_eq!(since(early).unwrap_err().duration(), Duration::new(4, 1));
+        assert_eq!(system_time(Time { sec: i64::MIN, nsec: 0 }).duration_since(SystemTime::UNIX_EPOCH).is_err(), true);
+        let _ = system_time(Time { sec: i64::MAX, nsec: 999_999_999 });
+    }
+}

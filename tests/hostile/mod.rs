@@ -1,0 +1,4 @@
+//! Parsers against input that nobody honest wrote.
+
+mod mutation;
+mod parsers;

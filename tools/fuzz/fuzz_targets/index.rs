@@ -1,0 +1,8 @@
+//! Fuzzes `index` of the parsers.
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../../../tests/hostile/parsers.rs"]
+mod parsers;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| parsers::index(input));
