@@ -20,6 +20,7 @@ pub struct Args {
     /// The snapshot: `latest`, an id or its beginning; with `:PATH` a directory in it
     snapshot: String,
     /// The file or directory
+    #[arg(id = "file", value_name = "PATH")]
     path: String,
     /// The kind of archive that a directory is written as
     #[arg(short, long, value_enum, default_value_t)]
