@@ -1,7 +1,8 @@
 //! A backup run: the live tree in, one snapshot out.
 //!
 //! ```text
-//! scan (one thread)      walk the source, compare with the parent, cut large files     -> batches, in order
+//! walk (one thread)      ask the kernel about every entry of the source, in order
+//! scan (one thread)      compare with the parent, group what is to be read, cut large files  -> batches, in order
 //! pool (every core)      read and hash the files of a batch; compress and seal segments
 //! run (the caller)       store what is new, build trees, then index, then the snapshot
 //! ```
@@ -13,6 +14,7 @@ mod read;
 mod scan;
 mod stream;
 mod tree_builder;
+mod walker;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
