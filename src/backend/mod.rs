@@ -133,6 +133,11 @@ pub trait Backend: Send + Sync {
     /// The store, as the user would name it.
     fn location(&self) -> String;
 
+    /// Whether it is reached through a network, where every request takes its time.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// Makes the store ready for a new repository; refuses one that already holds a configuration object.
     fn create(&self) -> Result<()>;
 

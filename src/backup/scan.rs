@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use crate::chunk::Chunker;
+use crate::chunk::{Chunker, Scale};
 use crate::format::snapshot::Snapshot;
 use crate::format::tree::{Kind, Metadata, Time, Xattrs};
 use crate::id::{BlobId, ContentHash, ObjectId};
@@ -521,6 +521,9 @@ struct Cutter<'a> {
     content: Vec<u8>,
     /// Up to here the content is cut.
     cut: usize,
+    /// Where that is in the file.
+    offset: u64,
+    scale: Option<Scale>,
     pieces: Vec<UnhashedPiece>,
     hasher: Option<blake3::Hasher>,
     holes_len: u64,
@@ -535,11 +538,23 @@ impl<'a> Cutter<'a> {
     fn new(sender: &'a Sender, chunker: &'a Chunker, progress: &'a Progress) -> Self {
         let hasher = Some(blake3::Hasher::new());
         let content = Vec::with_capacity(RUN_LEN);
-        Self { sender, chunker, progress, content, cut: 0, pieces: Vec::new(), hasher, holes_len: 0 }
+        Self {
+            sender,
+            chunker,
+            progress,
+            content,
+            cut: 0,
+            offset: 0,
+            scale: None,
+            pieces: Vec::new(),
+            hasher,
+            holes_len: 0,
+        }
     }
 
     fn hole(&mut self, len: u64) -> Go {
         self.holes_len += len;
+        self.offset += len;
         match &mut self.hasher {
             Some(hasher) if self.holes_len <= HOLES_HASHED_MAX => hash_zeros(hasher, len),
             _ => self.hasher = None,
@@ -553,6 +568,9 @@ impl<'a> Cutter<'a> {
         loop {
             if self.progress.is_cancelled() {
                 return Err(Stopped);
+            }
+            if self.content.len() == RUN_LEN {
+                self.send()?;
             }
             let at = self.content.len();
             self.content.resize(RUN_LEN, 0);
@@ -572,18 +590,21 @@ impl<'a> Cutter<'a> {
             if is_end {
                 return Ok(Ok(()));
             }
-            if self.content.len() == RUN_LEN {
-                self.send()?;
-            }
         }
     }
 
     fn cut_chunks(&mut self, is_end: bool) {
-        let max = self.chunker.sizes().max as usize;
-        while self.content.len() - self.cut >= max || is_end && self.cut < self.content.len() {
-            let len = self.chunker.cut(&self.content[self.cut..]);
+        loop {
+            let left = &self.content[self.cut..];
+            let scale = *self.scale.get_or_insert_with(|| Scale::of(left));
+            let is_enough = left.len() >= self.chunker.len_max(scale, self.offset);
+            if !(is_enough || is_end && !left.is_empty()) {
+                return;
+            }
+            let len = self.chunker.cut(left, scale, self.offset);
             self.pieces.push(UnhashedPiece::Chunk(self.cut..self.cut + len));
             self.cut += len;
+            self.offset += len as u64;
         }
     }
 

@@ -14,6 +14,8 @@ pub mod find;
 pub mod init;
 pub mod key;
 pub mod ls;
+#[cfg(feature = "mount")]
+pub mod mount;
 pub mod output;
 pub mod restore;
 pub mod secret;
@@ -21,6 +23,8 @@ pub mod select;
 pub mod snapshots;
 pub mod stats;
 pub mod tag;
+#[cfg(feature = "mount")]
+pub mod umount;
 pub mod version;
 
 use std::path::PathBuf;
@@ -114,6 +118,12 @@ pub enum Command {
     Diff(diff::Args),
     /// Restore files from a snapshot
     Restore(restore::Args),
+    /// Show the snapshots as directories
+    #[cfg(feature = "mount")]
+    Mount(mount::Args),
+    /// End a mount
+    #[cfg(feature = "mount")]
+    Umount(umount::Args),
     /// Count what snapshots hold and take
     Stats(stats::Args),
     /// Verify that the repository is whole
@@ -133,7 +143,14 @@ pub enum Command {
 /// Runs the program; returns how it ends.
 pub fn main() -> Exit {
     harden();
-    let cli = match Cli::try_parse() {
+    #[cfg(feature = "mount")]
+    let arguments = match mount::arguments(std::env::args_os().collect()) {
+        Ok(arguments) => arguments,
+        Err(error) => return finish(Err(error)),
+    };
+    #[cfg(not(feature = "mount"))]
+    let arguments = std::env::args_os();
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -186,6 +203,10 @@ impl Command {
             Command::Dump(args) => dump::run(args, global),
             Command::Diff(args) => diff::run(args, global),
             Command::Restore(args) => restore::run(args, global),
+            #[cfg(feature = "mount")]
+            Command::Mount(args) => mount::run(args, global),
+            #[cfg(feature = "mount")]
+            Command::Umount(args) => umount::run(args, global),
             Command::Stats(args) => stats::run(args, global),
             Command::Check(args) => check::run(args, global),
             Command::Key(args) => key::run(args, global),

@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -52,6 +52,9 @@ pub enum Error {
     /// Not a directory.
     #[error("`{0}` is not a directory")]
     NotDirectory(PathBuf),
+    /// There is one already.
+    #[error("`{0}` is a mount of bygone already")]
+    Mounted(PathBuf),
     /// A mount of ours was expected.
     #[error("`{0}` is not a mount of bygone")]
     NotOurs(PathBuf),
@@ -84,6 +87,9 @@ pub struct MountPoint {
 pub fn attach(directory: &Path, source: &str, allow_other: bool) -> Result<(OwnedFd, MountPoint)> {
     let system = |op| move |source| Error::System { op, path: directory.to_owned(), source };
     let path = fs::canonicalize(directory).map_err(system("find"))?;
+    if device_at(&path).map_err(system("look for mounts at"))?.is_some() {
+        return Err(Error::Mounted(directory.to_owned()));
+    }
     let metadata = fs::metadata(&path).map_err(system("examine"))?;
     if !metadata.is_dir() {
         return Err(Error::NotDirectory(directory.to_owned()));
@@ -94,6 +100,9 @@ pub fn attach(directory: &Path, source: &str, allow_other: bool) -> Result<(Owne
         _ if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => Error::NoDevice,
         _ => Error::System { op: "open", path: DEVICE.into(), source: error },
     })?;
+    if !device.metadata().is_ok_and(|metadata| metadata.file_type().is_char_device()) {
+        return Err(Error::NoDevice);
+    }
     let fd = match attach_directly(&device, &path, metadata.permissions().mode(), source, allow_other) {
         Ok(()) => OwnedFd::from(device),
         Err(Errno::PERM) if rustix::process::geteuid().is_root() => return Err(Error::NotPermitted(path)),
@@ -183,8 +192,8 @@ impl MountPoint {
     }
 }
 
-/// Removes the mount of ours at `directory`; one in use is refused.
-pub fn detach_at(directory: &Path) -> Result<()> {
+/// Removes the mount of ours at `directory`. One in use is refused, or with `lazily` vanishes from sight and goes later.
+pub fn detach_at(directory: &Path, lazily: bool) -> Result<()> {
     // The directory itself may be unreadable if its process died; only what is above it is asked.
     let absolute = std::path::absolute(directory);
     let path = match (directory.file_name(), absolute.as_ref().ok().and_then(|path| path.parent())) {
@@ -195,7 +204,7 @@ pub fn detach_at(directory: &Path) -> Result<()> {
     let linked = fs::read_link(&path).is_ok().then(|| fs::canonicalize(&path).ok()).flatten();
     let path = linked.unwrap_or(path);
     match device_at(&path) {
-        Ok(Some(_)) => detach(&path, false),
+        Ok(Some(_)) => detach(&path, lazily),
         Ok(None) => Err(Error::NotOurs(directory.to_owned())),
         Err(source) => Err(Error::System { op: "find the mount at", path, source }),
     }
@@ -292,6 +301,6 @@ mod tests {
         let point = MountPoint { path: directory.path().to_owned(), device: "0:1".into() };
         assert!(!point.is_mounted());
         assert!(point.detach().is_ok());
-        assert!(matches!(detach_at(directory.path()), Err(Error::NotOurs(_))));
+        assert!(matches!(detach_at(directory.path(), false), Err(Error::NotOurs(_))));
     }
 }

@@ -75,6 +75,9 @@ impl Layout {
                 root.place(&path, id, snapshot.time);
             }
         }
+        for path in templates.fixed_directories() {
+            path.into_iter().fold(&mut root, |directory, name| directory.directories.entry(name).or_default());
+        }
         let mut layout = Layout::default();
         let mut taken: std::collections::HashSet<u32> = numbers.values().copied().collect();
         layout.add(ROOT, ROOT, b"", root, numbers, &mut taken);
@@ -201,6 +204,17 @@ mod tests {
         let expected = Virtual::Link { target: b"200".to_vec(), mtime: Time { sec: 200, nsec: 0 } };
         assert_eq!(layout.get(link), Some(&expected));
         assert_eq!(layout.instances.len(), 7);
+    }
+
+    #[test]
+    fn the_views_are_there_before_any_snapshot_is() {
+        let templates = templates(&["ids/%i", "a/b/%h/c/%T", "%u/%T"]);
+        let layout = Layout::new(std::iter::empty(), &templates, &mut HashMap::new());
+        assert_eq!(
+            (names(&layout, ROOT), names(&layout, inode::of_virtual(b"a", b""))),
+            (vec!["a".into(), "ids".into()], vec!["b".into()])
+        );
+        assert_eq!(names(&layout, inode::of_virtual(b"ids", b"")), [""; 0]);
     }
 
     #[test]

@@ -60,6 +60,16 @@ impl Templates {
         Ok(Templates { paths: paths.to_vec(), time: strftime, zone })
     }
 
+    /// Directories that are there even if no snapshot is: what each template begins with before any `%`.
+    pub fn fixed_directories(&self) -> Vec<Vec<String>> {
+        let fixed = |template: &String| {
+            let mut parts: Vec<String> = template.split('/').filter(|p| !p.is_empty()).map(file_name).collect();
+            parts.pop();
+            parts.into_iter().take_while(|part| !part.contains('%')).collect()
+        };
+        self.paths.iter().map(fixed).collect()
+    }
+
     /// A snapshot's time as a file name.
     pub fn time_name(&self, time: Time) -> String {
         let zoned = zoned(time, &self.zone);
