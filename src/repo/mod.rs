@@ -5,7 +5,8 @@ pub mod writer;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use self::reader::SegmentCache;
 use crate::backend::{self, Backend, ObjectKind, ObjectName};
@@ -93,6 +94,12 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Whether an object that should be there is gone or cut short.
+    fn is_lost(&self) -> bool {
+        use backend::ErrorKind::{NotFound, Truncated};
+        matches!(self, Error::Backend(error) if matches!(error.kind, NotFound | Truncated))
+    }
+
     /// A decoding error of `object`.
     pub fn decode(object: impl ToString, error: DecodeError) -> Self {
         Error::Corrupt { object: object.to_string(), what: error.to_string() }
@@ -139,6 +146,8 @@ pub struct Repository {
     cache: SegmentCache,
     /// The key object that opened it.
     key_in_use: ObjectId,
+    /// When the packs were listed last.
+    packs_listed: Mutex<Option<Instant>>,
 }
 
 /// Most bytes of decoded segments kept when the caller does not say.
@@ -198,7 +207,8 @@ impl Repository {
         let index = Index::open(cache_dir.as_deref(), id, &Source { backend: &*backend, keys: &keys, id })?;
         let len = if options.segment_cache_len == 0 { SEGMENT_CACHE_LEN_DEFAULT } else { options.segment_cache_len };
         let cache = SegmentCache::new(len);
-        Ok(Arc::new(Repository { backend, id, keys, chunks: config.chunks, index, cache, key_in_use }))
+        let packs_listed = Mutex::new(None);
+        Ok(Arc::new(Repository { backend, id, keys, chunks: config.chunks, index, cache, key_in_use, packs_listed }))
     }
 
     /// The repository's random id.
