@@ -19,17 +19,29 @@ pub struct ChunkSizes {
     pub max: u32,
 }
 
-impl ChunkSizes {
-    /// Sizes of new repositories. See the measurements in bygone-format(5), "CHOICES".
-    pub const DEFAULT: ChunkSizes = ChunkSizes { min: 64 << 10, avg: 256 << 10, max: 1 << 20 };
+/// Doublings of the sizes at most.
+pub const SCALE_MAX: u8 = 6;
+/// Content that does not compress is cut in chunks of this scale at least: it does not change a little here and there.
+const SCALE_DENSE: u8 = 5;
+/// From here on, in bytes, each doubling of the offset doubles the chunks, so that a large file has few.
+const SCALED_FROM: u64 = 1 << 30;
+/// Bytes of a file's beginning that tell whether it compresses.
+const SAMPLE_LEN: usize = 64 << 10;
+/// Bits a byte, of 8, above which content counts as dense.
+const DENSE_BITS: f64 = 7.6;
 
-    /// Whether the chunker can work with these sizes.
+impl ChunkSizes {
+    /// Sizes of new repositories. Small chunks find what stayed the same between two dumps of a database; they cost no
+    /// compression, because segments are compressed and not chunks. See bygone-format(5), "CHOICES", for measurements.
+    pub const DEFAULT: ChunkSizes = ChunkSizes { min: 2 << 10, avg: 8 << 10, max: 32 << 10 };
+
+    /// Whether the chunker can work with these sizes at every scale.
     pub fn are_valid(&self) -> bool {
         let ChunkSizes { min, avg, max } = *self;
         [min, avg, max].iter().all(|size| size.is_power_of_two())
-            && (256..=1 << 20).contains(&min)
-            && (1024..=4 << 20).contains(&avg)
-            && max as usize <= BLOB_LEN_MAX
+            && (256..=16 << 10).contains(&min)
+            && (1024..=64 << 10).contains(&avg)
+            && (max as usize) << SCALE_MAX <= BLOB_LEN_MAX
             && min < avg
             && avg < max
     }
@@ -38,9 +50,37 @@ impl ChunkSizes {
 /// Finds cut points.
 pub struct Chunker {
     sizes: ChunkSizes,
-    masks: (u64, u64),
+    /// For each scale.
+    masks: Vec<(u64, u64)>,
     gear: Zeroizing<[u64; 256]>,
     gear_shifted: Zeroizing<[u64; 256]>,
+}
+
+/// How large the chunks of one file are; found out once, from its beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scale(u8);
+
+impl Scale {
+    /// The scale of a file that begins with `bytes`.
+    pub fn of(bytes: &[u8]) -> Scale {
+        let sample = &bytes[..bytes.len().min(SAMPLE_LEN)];
+        // Too little to tell, and too little to matter.
+        if sample.len() < 4096 {
+            return Scale(0);
+        }
+        let mut counts = [0u32; 256];
+        sample.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
+        let len = sample.len() as f64;
+        let bits = |count: &u32| if *count == 0 { 0.0 } else { f64::from(*count) * (len / f64::from(*count)).log2() };
+        let entropy = counts.iter().map(bits).sum::<f64>() / len;
+        Scale(if entropy > DENSE_BITS { SCALE_DENSE } else { 0 })
+    }
+
+    /// The scale at `offset` of the file.
+    fn at(self, offset: u64) -> u8 {
+        let doublings = (offset / SCALED_FROM).checked_ilog2().map_or(0, |log| log as u8 + 1);
+        self.0.max(doublings).min(SCALE_MAX)
+    }
 }
 
 impl Chunker {
@@ -48,25 +88,27 @@ impl Chunker {
     pub fn new(sizes: ChunkSizes, gear: Zeroizing<[u64; 256]>) -> Chunker {
         assert!(sizes.are_valid(), "sizes are checked when the configuration is decoded");
         let gear_shifted = Zeroizing::new(gear.map(|value| value << 1));
-        let masks = select_masks(sizes.avg as usize, Normalization::Level2);
+        let masks =
+            (0..=SCALE_MAX).map(|scale| select_masks((sizes.avg as usize) << scale, Normalization::Level2)).collect();
         Chunker { sizes, masks, gear, gear_shifted }
     }
 
-    /// The sizes in use.
-    pub fn sizes(&self) -> ChunkSizes {
-        self.sizes
+    /// Longest chunk at `offset` of a file, in bytes.
+    pub fn len_max(&self, scale: Scale, offset: u64) -> usize {
+        (self.sizes.max as usize) << scale.at(offset)
     }
 
-    /// Length of the chunk at the start of `bytes`, which must hold at least `max` bytes unless the content ends with
-    /// them. At most `bytes.len()`.
-    pub fn cut(&self, bytes: &[u8]) -> usize {
+    /// Length of the chunk at the start of `bytes`, which lie at `offset` of the file and must be at least
+    /// [`Chunker::len_max`] many unless the content ends with them.
+    pub fn cut(&self, bytes: &[u8], scale: Scale, offset: u64) -> usize {
         let ChunkSizes { min, avg, max } = self.sizes;
-        let (small, large) = self.masks;
+        let scale = scale.at(offset);
+        let (small, large) = self.masks[usize::from(scale)];
         let (_, len) = cut_gear(
             bytes,
-            min as usize,
-            avg as usize,
-            max as usize,
+            (min as usize) << scale,
+            (avg as usize) << scale,
+            (max as usize) << scale,
             small,
             large,
             small << 1,
@@ -101,7 +143,7 @@ mod tests {
         let mut at = 0;
         let mut lens = Vec::new();
         while at < bytes.len() {
-            let len = chunker.cut(&bytes[at..]);
+            let len = chunker.cut(&bytes[at..], Scale(0), 0);
             lens.push(len);
             at += len;
         }
@@ -121,6 +163,16 @@ mod tests {
         assert_eq!(lens.iter().sum::<usize>(), 3 << 20);
         assert!(lens[..lens.len() - 1].iter().all(|len| (4 << 10..=64 << 10).contains(len)));
         assert_eq!(cuts(&vec![0; 200_000]), [65536, 65536, 65536, 3392]);
+    }
+
+    #[test]
+    fn dense_content_and_late_offsets_have_larger_chunks() {
+        let text = b"INSERT INTO instances VALUES (17, 'active', NULL);\n".repeat(2000);
+        assert_eq!(Scale::of(&text), Scale(0));
+        assert_eq!(Scale::of(&content(100_000)), Scale(SCALE_DENSE));
+        let scales = [0, (1 << 30) - 1, 1 << 30, 1 << 31, 1 << 32, 1 << 50].map(|offset| Scale(0).at(offset));
+        assert_eq!(scales, [0, 0, 1, 2, 3, SCALE_MAX]);
+        assert!(ChunkSizes::DEFAULT.are_valid());
     }
 
     #[test]

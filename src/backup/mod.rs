@@ -1,7 +1,8 @@
 //! A backup run: the live tree in, one snapshot out.
 //!
 //! ```text
-//! scan (one thread)      walk the source, compare with the parent, cut large files     -> batches, in order
+//! walk (one thread)      ask the kernel about every entry of the source, in order
+//! scan (one thread)      compare with the parent, group what is to be read, cut large files  -> batches, in order
 //! pool (every core)      read and hash the files of a batch; compress and seal segments
 //! run (the caller)       store what is new, build trees, then index, then the snapshot
 //! ```
@@ -13,6 +14,7 @@ mod read;
 mod scan;
 mod stream;
 mod tree_builder;
+mod walker;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -40,6 +42,9 @@ use self::tree_builder::{ListBuilder, TreeBuilder};
 
 /// Content up to this length, in bytes, is kept inside the tree. Measured in bygone-format(5), "CHOICES".
 const INLINE_LEN: usize = 512;
+
+/// Age in seconds at which a temporary file of the store belongs to nobody any more.
+const LEFTOVER_AGE_S: u64 = 24 * 3600;
 
 /// What to back up and how.
 #[derive(Debug, Default)]
@@ -126,6 +131,10 @@ pub fn run(repo: &Arc<Repository>, options: Options, progress: &Arc<Progress>) -
     let time = options.time.unwrap_or_else(now);
     let host = if options.host.is_empty() { host::host_name() } else { options.host.clone() };
     restrict_index_to_stored_packs(repo)?;
+    if !options.dry_run {
+        // What interrupted runs left; younger files may belong to a run that goes on.
+        repo.backend().clean(LEFTOVER_AGE_S).map_err(repo::Error::from)?;
+    }
 
     let threads = if options.threads == 0 { cores() } else { options.threads };
     let system = |source| repo::Error::System { op: "start threads", source };

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use crate::chunk::Chunker;
+use crate::chunk::{Chunker, Scale};
 use crate::format::tree::{Kind, Metadata};
 use crate::id::{BlobId, BlobKind, ContentHash};
 use crate::progress::Progress;
@@ -81,6 +81,8 @@ pub(super) struct Reader {
     pub repo: std::sync::Arc<Repository>,
 }
 
+/// Files up to this length, in bytes, are one chunk: to cut them would cost more ids than it saves.
+const WHOLE_LEN: usize = 16 << 10;
 /// Times that a file which changes while it is read is read again before it is reported.
 const RETRIES: usize = 1;
 
@@ -179,19 +181,23 @@ impl Reader {
             if bytes.len() <= INLINE_LEN {
                 return OwnedKind::File { size, content: OwnedContent::Inline(start..end) };
             }
-            let first = self.chunker.cut(bytes);
             let hash = ContentHash::of(bytes);
-            if first == bytes.len() {
+            if bytes.len() <= WHOLE_LEN {
                 return OwnedKind::File { size, content: OwnedContent::Whole(hash, start..end) };
             }
+            let scale = Scale::of(bytes);
             let mut pieces = Vec::new();
-            self.cut(content, start..end, &mut pieces);
+            self.cut(content, start..end, scale, 0, &mut pieces);
+            if pieces.len() == 1 {
+                return OwnedKind::File { size, content: OwnedContent::Whole(hash, start..end) };
+            }
             return OwnedKind::File { size, content: OwnedContent::Pieces(hash, pieces) };
         }
         let mut hasher = blake3::Hasher::new();
         let mut pieces = Vec::new();
         let mut size = 0;
         let mut at = start;
+        let scale = Scale::of(&content[start..]);
         for extent in extents {
             match extent {
                 Extent::Hole(range) => {
@@ -204,7 +210,7 @@ impl Reader {
                     // A file that shrank has less than its extents said.
                     let to = end.min(at + data_len(extent) as usize);
                     hasher.update(&content[at..to]);
-                    self.cut(content, at..to, &mut pieces);
+                    self.cut(content, at..to, scale, size, &mut pieces);
                     size += (to - at) as u64;
                     at = to;
                 }
@@ -214,10 +220,11 @@ impl Reader {
         OwnedKind::File { size, content: OwnedContent::Pieces(hash, pieces) }
     }
 
-    fn cut(&self, content: &[u8], range: Range<usize>, pieces: &mut Vec<OwnedPiece>) {
+    /// Cuts a range of the content that lies at `offset` of its file.
+    fn cut(&self, content: &[u8], range: Range<usize>, scale: Scale, offset: u64, pieces: &mut Vec<OwnedPiece>) {
         let mut at = range.start;
         while at < range.end {
-            let len = self.chunker.cut(&content[at..range.end]);
+            let len = self.chunker.cut(&content[at..range.end], scale, offset + (at - range.start) as u64);
             let id = self.repo.blob_id(BlobKind::Data, &ContentHash::of(&content[at..at + len]));
             pieces.push(OwnedPiece::Chunk(id, at..at + len));
             at += len;

@@ -15,7 +15,6 @@ use crate::repo::{OpenOptions, Repository};
 /// A repository being filled.
 pub(crate) struct Sample {
     pub(crate) repo: Arc<Repository>,
-    pub(crate) backend: Arc<Memory>,
     writer: Writer,
 }
 
@@ -44,11 +43,10 @@ pub(crate) fn inline(name: &[u8], bytes: &[u8]) -> OwnedNode {
 
 impl Sample {
     pub(crate) fn new() -> Self {
-        let backend = Arc::new(Memory::new());
-        let repo = Repository::init(backend.clone(), b"password", &OpenOptions::default()).unwrap();
+        let repo = Repository::init(Arc::new(Memory::new()), b"password", &OpenOptions::default()).unwrap();
         let pool = Arc::new(Pool::new("test", 1).unwrap());
         let writer = Writer::new(repo.clone(), pool, WriteOptions::default()).unwrap();
-        Self { repo, backend, writer }
+        Self { repo, writer }
     }
 
     /// Stores a blob.

@@ -133,7 +133,7 @@ fn snapshot_value(id: &ObjectId, snapshot: &Snapshot) -> Result<Value> {
     let Kind::Directory { tree, entries } = root.kind else { bail!("the snapshot has no tree") };
     Ok(json!({
         "id": id.to_hex(),
-        "time": entry::iso_time(snapshot.time),
+        "time": entry::rfc3339(snapshot.time),
         "parent": snapshot.parent.map(|id| id.to_hex()),
         "previous": snapshot.previous.map(|id| id.to_hex()),
         "original": snapshot.original.map(|id| id.to_hex()),
@@ -250,7 +250,7 @@ fn key_value(repo: &Repository, prefix: &str) -> Result<Value> {
     Ok(json!({
         "id": id.to_hex(),
         "current": current,
-        "created": entry::iso_time(key.created),
+        "created": entry::rfc3339(key.created),
         "hostname": key.host,
         "username": key.user,
     }))

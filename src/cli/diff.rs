@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::output::{quote, report_errors};
+use super::output::{human_size, quote, report_errors};
 use super::{Global, SnapshotFilter, entry};
 use crate::browse::{self, Entries, Event, OwnedNode, Walk};
 use crate::format::content::{Content, Part};
@@ -142,8 +142,8 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         writeln!(out, "Others:      {:>5} new, {:>5} removed", added.others, removed.others)?;
         writeln!(out, "Data Blobs:  {:>5} new, {:>5} removed", added.data_blobs, removed.data_blobs)?;
         writeln!(out, "Tree Blobs:  {:>5} new, {:>5} removed", added.tree_blobs, removed.tree_blobs)?;
-        writeln!(out, "  Added:   {}", entry::human_size(added.bytes))?;
-        writeln!(out, "  Removed: {}", entry::human_size(removed.bytes))?;
+        writeln!(out, "  Added:   {}", human_size(added.bytes))?;
+        writeln!(out, "  Removed: {}", human_size(removed.bytes))?;
     }
     comparison.out.flush()?;
     Ok(report_errors(&comparison.progress))

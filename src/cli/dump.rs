@@ -20,7 +20,8 @@ pub struct Args {
     /// The snapshot: `latest`, an id or its beginning; with `:PATH` a directory in it
     snapshot: String,
     /// The file or directory
-    path: String,
+    #[arg(value_name = "PATH")]
+    entry: String,
     /// The kind of archive that a directory is written as
     #[arg(short, long, value_enum, default_value_t)]
     archive: Format,
@@ -46,7 +47,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     let repo = global.open_repository()?;
     let (_, snapshot, mut path) = global.select_snapshot(&repo, &args.filter, &args.snapshot)?;
     path.push(b'/');
-    path.extend_from_slice(args.path.as_bytes());
+    path.extend_from_slice(args.entry.as_bytes());
     let Some(found) = browse::resolve(&repo, &snapshot, &path)? else {
         bail!("the snapshot has no `{}`", quote(&path));
     };

@@ -1,8 +1,8 @@
 //! How entries of a snapshot are shown: as a line in the manner of `ls -l`, and as JSON in the manner of restic.
 
-use jiff::tz::TimeZone;
 use serde::Serialize;
 
+use super::output::{self, human_size};
 use crate::format::tree::{Kind, Node, Time};
 
 /// The first letter of a line of `ls -l`.
@@ -70,39 +70,26 @@ pub fn size(node: &Node<'_>) -> Option<u64> {
     if let Kind::File { size, .. } = node.kind { Some(size) } else { None }
 }
 
-/// A time as people read it, in the local time zone.
+/// Whether the calendar has the time; file systems and damaged clocks have stranger ones.
+fn is_in_calendar(time: Time) -> bool {
+    jiff::Timestamp::new(time.sec, time.nsec as i32).is_ok()
+}
+
+/// A time as people read it, or its seconds if the calendar does not have it.
 pub fn local_time(time: Time) -> String {
-    match jiff::Timestamp::new(time.sec, time.nsec as i32) {
-        Ok(stamp) => stamp.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
-        Err(_) => format!("@{}", time.sec),
-    }
+    if is_in_calendar(time) { output::local_time(time) } else { format!("@{}", time.sec) }
 }
 
-/// A time as scripts read it: RFC 3339, in the local time zone.
-pub fn iso_time(time: Time) -> String {
-    match jiff::Timestamp::new(time.sec, time.nsec as i32) {
-        Ok(stamp) => {
-            let zoned = stamp.to_zoned(TimeZone::system());
-            let fraction = if time.nsec == 0 { String::new() } else { format!(".{:09}", time.nsec) };
-            let fraction = fraction.trim_end_matches('0');
-            format!("{}{fraction}{}", zoned.strftime("%Y-%m-%dT%H:%M:%S"), zoned.strftime("%:z"))
-        }
-        Err(_) => format!("@{}.{:09}", time.sec, time.nsec),
-    }
-}
-
-/// A number of bytes as people read it, like `1.203 MiB`.
-pub fn human_size(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let at = if bytes == 0 { 0 } else { bytes.ilog2() as usize / 10 };
-    if at == 0 { format!("{bytes} B") } else { format!("{:.3} {}", bytes as f64 / 1024f64.powi(at as i32), units[at]) }
+/// A time as scripts read it, or its seconds if the calendar does not have it.
+pub fn rfc3339(time: Time) -> String {
+    if is_in_calendar(time) { output::rfc3339(time) } else { format!("@{}.{:09}", time.sec, time.nsec) }
 }
 
 /// A line in the manner of `ls -l`; `path` is quoted already.
 pub fn long_line(node: &Node<'_>, path: &str, target: Option<&str>, human: bool) -> String {
     let bytes = size(node).unwrap_or(0);
     let size = if human { human_size(bytes) } else { bytes.to_string() };
-    let width = if human { 11 } else { 6 };
+    let width = if human { 10 } else { 6 };
     format!(
         "{} {:>5} {:>5} {size:>width$} {} {path}{}",
         permissions(node),
@@ -183,10 +170,10 @@ impl JsonNode {
             size: size(node),
             mode: go_mode(node),
             permissions: permissions(node),
-            mtime: iso_time(metadata.mtime),
-            atime: metadata.atime.map(iso_time),
-            ctime: iso_time(metadata.ctime),
-            btime: metadata.btime.map(iso_time),
+            mtime: rfc3339(metadata.mtime),
+            atime: metadata.atime.map(rfc3339),
+            ctime: rfc3339(metadata.ctime),
+            btime: metadata.btime.map(rfc3339),
             inode: metadata.inode,
             device_id: metadata.dev,
             links: metadata.nlink,
@@ -222,8 +209,6 @@ mod tests {
     #[test]
     fn times_out_of_the_calendar_are_still_shown() {
         assert_eq!(local_time(Time { sec: i64::MAX, nsec: 0 }), format!("@{}", i64::MAX));
-        assert_eq!(human_size(0), "0 B");
-        assert_eq!(human_size(1536), "1.500 KiB");
-        assert_eq!(human_size(u64::MAX), "16.000 EiB");
+        assert_eq!(rfc3339(Time { sec: i64::MIN, nsec: 5 }), format!("@{}.000000005", i64::MIN));
     }
 }

@@ -96,7 +96,7 @@ impl<W: Write> Listing<'_, W> {
         if self.json {
             let Kind::Directory { tree, .. } = self.snapshot.root().kind else { bail!("the snapshot has no tree") };
             let head = JsonSnapshot {
-                time: entry::iso_time(self.snapshot.time),
+                time: entry::rfc3339(self.snapshot.time),
                 tree: tree.to_hex(),
                 paths: self.snapshot.paths.iter().map(|path| entry::text(path)).collect(),
                 hostname: self.snapshot.host.clone(),

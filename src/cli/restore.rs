@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::output::{quote, report_errors};
+use super::output::{human_size, quote, report_errors};
 use super::{Global, SnapshotFilter, entry};
 use crate::progress::Progress;
 use crate::restore::{self, Action, Options, Overwrite, Select, Selection};
@@ -178,7 +178,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
             };
             serde_json::to_writer(&mut out, &status).map_err(Into::into).and_then(|()| writeln!(out))
         } else {
-            writeln!(out, "{:<9} {} {}", name(action), quote(path), entry::human_size(size))
+            writeln!(out, "{:<9} {} {}", name(action), quote(path), human_size(size))
         };
     };
     let options = Options {
@@ -202,8 +202,13 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         progress.bytes_total.store(snapshot.summary.total_bytes_processed, std::sync::atomic::Ordering::Relaxed);
     }
     let watch = global.watch(&progress, "restore");
-    let summary = restore::run(&repo, &snapshot, &path, &args.target, &options, &progress)?;
+    let result = restore::run(&repo, &snapshot, &path, &args.target, &options, &progress);
     drop(watch);
+    let summary = match result {
+        // The exit code follows from the repository's own error.
+        Err(restore::Error::Repository(error)) => return Err(error.into()),
+        result => result?,
+    };
     let exit = report_errors(&progress);
     let seconds_elapsed = started.elapsed().as_secs_f64();
     if global.json {
@@ -214,8 +219,8 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
             "{verb} {} of {} entries, {} of {}, from snapshot {} in {seconds_elapsed:.2} s",
             summary.files_restored,
             summary.total_files,
-            entry::human_size(summary.bytes_restored),
-            entry::human_size(summary.total_bytes),
+            human_size(summary.bytes_restored),
+            human_size(summary.total_bytes),
             id.short(),
         );
         if summary.files_skipped > 0 {

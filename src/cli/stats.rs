@@ -8,9 +8,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use anyhow::{Result, bail};
 use serde::Serialize;
 
-use super::entry::human_size;
 use super::exit::Exit;
-use super::output::report_errors;
+use super::output::{human_size, report_errors};
 use super::{Global, SnapshotFilter};
 use crate::backend::ObjectKind;
 use crate::browse::{self, Event, Walk};

@@ -265,12 +265,16 @@ impl IndexFile {
             .iter()
             .take_while(|record| record[..BLOB_ID_LEN] == id.0[..])
             .map(Record::from_bytes)
-            .find(|record| accept(record));
-        if found.is_some_and(|record| u64::from(record.pack) >= self.layout.packs) {
+            .find(|record| !self.has_pack(record) || accept(record));
+        if found.is_some_and(|record| !self.has_pack(&record)) {
             return Err(self.damage());
         }
         // Pages lost during the search read as zeros: then what was found, or not, means nothing.
         if self.bytes.is_lost() { Err(Damaged) } else { Ok(found) }
+    }
+
+    fn has_pack(&self, record: &Record) -> bool {
+        u64::from(record.pack) < self.layout.packs
     }
 
     /// Checks again everything that an answer about `id` rests on, though it was checked before.
@@ -414,7 +418,7 @@ impl Reader<'_, RECORD_LEN> {
         let Some(record) = self.next()?.map(|record| Record::from_bytes(&record)) else {
             return Ok(None);
         };
-        if u64::from(record.pack) >= self.file.layout.packs {
+        if !self.file.has_pack(&record) {
             return Err(self.file.damage());
         }
         Ok(Some(record))

@@ -548,4 +548,12 @@ fn cost_of_a_large_index() {
         assert!(ids.iter().all(|id| index.locate(id).unwrap().is_some() == expected));
         println!("{name}: {} ns each; {}", start.elapsed().as_nanos() / ids.len() as u128, memory());
     }
+    // What a run with one small index object costs: the database, opened for each call.
+    let start = Instant::now();
+    for n in 0..20 {
+        let packs = [pack(1 << 40 | n, blobs + 2_000_000 + n * 100, 100)];
+        index.add(&packs[0]);
+        index.published(object_id(1 << 50 | n), &packs);
+    }
+    println!("publish: {:?} each", start.elapsed() / 20);
 }

@@ -63,7 +63,7 @@ pub(super) struct Failed {
 
 impl From<repo::Error> for Failed {
     fn from(error: repo::Error) -> Self {
-        Self { during: "read from the repository", message: error.to_string() }
+        Self { during: "restore", message: error.to_string() }
     }
 }
 
@@ -253,7 +253,7 @@ impl Context<'_> {
         };
         result.map_err(|error| {
             let _ = rustix::fs::unlinkat(&dir.fd, from, AtFlags::empty());
-            during("replace what is there")(error)
+            during("replace")(error)
         })
     }
 
@@ -293,7 +293,7 @@ impl Context<'_> {
             }
         }
         if self.options.sparse || has_holes(&content) {
-            rustix::fs::ftruncate(fd, size).map_err(during("set the length"))?;
+            rustix::fs::ftruncate(fd, size).map_err(during("set the length of"))?;
         }
         Ok(())
     }
@@ -323,7 +323,7 @@ impl Context<'_> {
         let fd = rustix::fs::openat(&dir.fd, name, flags, Mode::empty()).map_err(during("open"))?;
         let stat = rustix::fs::fstat(&fd).map_err(during("open"))?;
         if type_of(&stat) != file_type(&node.kind) {
-            return Err(Failed { during: "set metadata", message: "something else took its name".into() });
+            return Err(Failed { during: "set the metadata of", message: "something else took its name".into() });
         }
         self.apply_in(dir, &Subject::Named { fd: fd.as_fd(), dir: dir.fd.as_fd(), name }, node, prune);
         Ok(())
@@ -386,7 +386,7 @@ impl Context<'_> {
         let created = self.create_file(&task.dir, &name).and_then(|fd| {
             if let Err(error) = rustix::fs::ftruncate(&fd, size) {
                 let _ = rustix::fs::unlinkat(&task.dir.fd, &name[..], AtFlags::empty());
-                return Err(during("set the length")(error));
+                return Err(during("set the length of")(error));
             }
             Ok(fd)
         });

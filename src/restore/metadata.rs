@@ -194,7 +194,7 @@ pub(super) fn apply(subject: &Subject<'_>, node: &Node<'_>, prune: bool, owners:
     let metadata = &node.metadata;
     let mut mode = metadata.mode;
     if let Err(error) = set_owner(subject, metadata, owners, &mut mode) {
-        failures.push(("set the owner", error.to_string()));
+        failures.push(("set the owner of", error.to_string()));
     }
     let is_link = matches!(node.kind, Kind::Symlink { .. });
     if prune && !is_link {
@@ -206,26 +206,26 @@ pub(super) fn apply(subject: &Subject<'_>, node: &Node<'_>, prune: bool, owners:
                         && error != Errno::NODATA
                         && (owners.root || !is_privileged(name))
                     {
-                        failures.push(("remove an extended attribute", describe(name, error)));
+                        failures.push(("remove an extended attribute of", describe(name, error)));
                     }
                 }
             }
             Err(Errno::NOTSUP) => {}
-            Err(error) => failures.push(("list extended attributes", error.to_string())),
+            Err(error) => failures.push(("list extended attributes of", error.to_string())),
         }
     }
     for (name, value) in node.xattrs.iter() {
         if let Err(error) = subject.set_xattr(name, value)
             && (owners.root || !is_privileged(name))
         {
-            failures.push(("set an extended attribute", describe(name, error)));
+            failures.push(("set an extended attribute of", describe(name, error)));
         }
     }
     if !is_link && let Err(error) = subject.chmod(Mode::from_bits_retain(mode)) {
-        failures.push(("set the mode", error.to_string()));
+        failures.push(("set the mode of", error.to_string()));
     }
     if let Err(error) = subject.set_times(&timestamps(metadata)) {
-        failures.push(("set the times", error.to_string()));
+        failures.push(("set the times of", error.to_string()));
     }
     failures
 }

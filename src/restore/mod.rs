@@ -16,6 +16,7 @@ mod queue;
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
+use std::ffi::OsStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -226,9 +227,10 @@ pub fn run(
         deleted: AtomicU64::new(0),
     };
     let (root, made) = open_target(target, options.dry_run)?;
-    // A new target becomes what was named. One with something in it is only a place to put things, unless it is to be
-    // made the same; and so is the one of a whole snapshot, whose root stands for no directory of the source.
-    let becomes = made || options.delete || root.as_ref().is_some_and(existing::is_empty);
+    // A new or empty target becomes what was named. One with something in it is only a place to put things, unless it is
+    // to be made the same or is where they came from; and so is the one of a whole snapshot, whose root stands for no
+    // directory of the source.
+    let becomes = made || options.delete || root.as_ref().is_some_and(existing::is_empty) || is_in_place(target, path);
     let is_named = !start.node().name.is_empty() && matches!(start.node().kind, Kind::Directory { .. });
     let root_node = (becomes && is_named).then(|| start.clone());
     let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16);
@@ -259,6 +261,14 @@ pub fn run(
         bytes_restored: get(&context.restored[1]),
         bytes_skipped: get(&context.skipped[1]),
     })
+}
+
+/// Whether the target is the very path that is restored.
+fn is_in_place(target: &Path, path: &[u8]) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let Some(names) = browse::components(path) else { return false };
+    let path: PathBuf = std::iter::once(OsStr::new("/")).chain(names.map(OsStr::from_bytes)).collect();
+    target.canonicalize().is_ok_and(|target| target == path)
 }
 
 struct CloseOnDrop<'q>(&'q Queue<Job>);
@@ -437,7 +447,7 @@ impl<'c> Planner<'c> {
                     if let Some(level) = self.levels.last_mut() {
                         level.surplus = None;
                     }
-                    self.context.progress.error(path, "read the directory from the repository", error);
+                    self.context.progress.error(path, "restore the directory", error);
                 }
             }
         }
@@ -530,7 +540,7 @@ impl<'c> Planner<'c> {
                     Err(error) => {
                         let path = level.place.path();
                         level.state = State::Failed;
-                        self.context.progress.error(&path, "open the directory again", error);
+                        self.context.progress.error(&path, "open the directory", error);
                     }
                 },
                 State::Failed => return Into::Nowhere,
@@ -617,7 +627,7 @@ impl<'c> Planner<'c> {
         let plan = match existing::plan(&dir, node, self.context.options.overwrite) {
             Ok(plan) => plan,
             Err(error) => {
-                return self.context.progress.error(&dir.path_of(node.name), "look at what is there", error);
+                return self.context.progress.error(&dir.path_of(node.name), "look at", error);
             }
         };
         let task = Task { dir, node: kept, plan };

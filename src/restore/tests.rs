@@ -92,7 +92,7 @@ fn a_missing_blob_costs_its_file_and_nothing_else() {
     let (repo, snapshot) = sample.snapshot(root);
     let target = tempfile::tempdir().unwrap();
     let outcome = restore(&repo, &snapshot, target.path());
-    assert_eq!(outcome.errors, ["/b: read from the repository"]);
+    assert_eq!(outcome.errors, ["/b: restore"]);
     assert!(target.path().join("a").exists() && target.path().join("c").exists());
     assert!(!target.path().join("b").exists());
 
@@ -123,7 +123,7 @@ fn a_lost_part_of_a_large_file_leaves_no_file() {
     let root = sample.tree(&nodes);
     let (repo, snapshot) = sample.snapshot(root);
     let target = tempfile::tempdir().unwrap();
-    assert_eq!(restore(&repo, &snapshot, target.path()).errors, ["/f: read from the repository"]);
+    assert_eq!(restore(&repo, &snapshot, target.path()).errors, ["/f: restore"]);
     let names: Vec<_> = fs::read_dir(target.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["g"]);
 }

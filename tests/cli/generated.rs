@@ -54,7 +54,7 @@ fn man_pages_are_what_the_program_would_write_now() {
     let sandbox = Sandbox::empty();
     let fresh = sandbox.path("man");
     fs::create_dir(&fresh).unwrap();
-    sandbox.ok(args!["man", fresh]);
+    sandbox.ok(args!["completions", "--man", fresh]);
     let pages = |dir: &Path| {
         let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.retain(|name| name.to_str().unwrap().ends_with(".1"));
@@ -65,6 +65,6 @@ fn man_pages_are_what_the_program_would_write_now() {
     assert_eq!(pages(&kept), pages(&fresh));
     for name in pages(&fresh) {
         let same = fs::read(kept.join(&name)).unwrap() == fs::read(fresh.join(&name)).unwrap();
-        assert!(same, "man/{} is stale: write the pages again with `bygone man man`", name.display());
+        assert!(same, "man/{} is stale: write the pages again with `bygone completions --man man`", name.display());
     }
 }

@@ -152,5 +152,5 @@ fn stats_count_what_a_restore_would_bring_and_what_is_stored() {
     assert_eq!(all["snapshots_count"], 2, "{all}");
     let raw = sandbox.json(args!["stats", "--json", "--mode", "raw-data"]);
     assert!(raw["total_size"].as_u64().unwrap() > 0, "{raw}");
-    sandbox.ok(args!["stats"]).shows("1.5");
+    sandbox.ok(args!["stats", "latest"]).shows("1.465 KiB");
 }

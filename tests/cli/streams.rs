@@ -85,12 +85,12 @@ fn several_commands_and_paths_make_one_snapshot() {
         "--command",
         "nova.sql=printf nova",
         "--command",
-        "dumps/glance.sql=echo glance | tr a-z A-Z",
+        "glance.sql=echo glance | tr a-z A-Z",
         sandbox.source()
     ]);
     assert_eq!(sandbox.snapshots().len(), 1);
     assert_eq!(sandbox.ok(args!["dump", "latest", "/nova.sql"]).stdout, b"nova");
-    assert_eq!(sandbox.ok(args!["dump", "latest", "/dumps/glance.sql"]).stdout, b"GLANCE\n");
+    assert_eq!(sandbox.ok(args!["dump", "latest", "/glance.sql"]).stdout, b"GLANCE\n");
     let etc = sandbox.source().join("etc");
     assert_eq!(sandbox.ok(args!["dump", "latest", etc]).stdout, b"config");
 }
@@ -107,7 +107,7 @@ fn one_failing_command_of_several_makes_no_snapshot() {
 #[test]
 fn a_stream_name_cannot_leave_the_snapshot() {
     let sandbox = Sandbox::new();
-    for name in ["../evil", "a/../../evil", "", ".", ".."] {
+    for name in ["../evil", "a/../../evil", "a/b", "", ".", ".."] {
         let run = Run::of(sandbox.command(args!["backup", "--stdin", "--stdin-filename", name]).write_stdin("x"));
         assert!(matches!(run.code, Some(1 | 2)), "{name:?}: {run:?}");
     }
