@@ -98,6 +98,14 @@ impl File {
         }
     }
 
+    /// The blob that is the whole content, if it is one.
+    pub fn single_blob(&self) -> Option<BlobId> {
+        match &self.layout {
+            Layout::Extents(Extents(starts)) if starts.len() == 2 => starts[0].1,
+            _ => None,
+        }
+    }
+
     /// The content itself, if it is stored in the node.
     pub fn inline(&self) -> Option<&[u8]> {
         match &self.layout {

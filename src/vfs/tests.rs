@@ -387,6 +387,19 @@ fn a_directory_whose_counts_do_not_add_up_is_an_error() {
 }
 
 #[test]
+fn an_empty_repository_shows_its_views() {
+    let mut store = Store::new();
+    let vfs = store.open();
+    assert_eq!(walk(&vfs, "times").unwrap().kind, FileKind::Directory);
+    assert!(matches!(walk(&vfs, "times/latest"), Err(Error::NotFound)));
+    let root = leaf(&mut store, &[]);
+    store.commit(1, root);
+    vfs.known.lock().unwrap().at = Some(Instant::now() - 2 * FRESH);
+    vfs.refresh().unwrap();
+    assert!(walk(&vfs, "times/1").is_ok());
+}
+
+#[test]
 fn a_new_snapshot_appears_and_a_removed_one_stays_for_whoever_is_inside() {
     let mut store = Store::new();
     let root = leaf(&mut store, &[inline(b"x", b"1")]);
