@@ -386,14 +386,14 @@ impl Scanner<'_> {
         match entry.kind() {
             EntryKind::File { size } if size <= SMALL_LEN_MAX => {
                 self.batch_len += size;
-                self.to_read(ToRead { entry, path, was, is_linked })
+                self.add_to_read(ToRead { entry, path, was, is_linked })
             }
             EntryKind::File { .. } | EntryKind::Volume { .. } => self.large_file(&entry, &path, was, is_linked),
-            _ => self.to_read(ToRead { entry, path, was, is_linked }),
+            _ => self.add_to_read(ToRead { entry, path, was, is_linked }),
         }
     }
 
-    fn to_read(&mut self, to_read: ToRead) -> Go {
+    fn add_to_read(&mut self, to_read: ToRead) -> Go {
         self.batch_read += 1;
         self.item(Item::ToRead(to_read))
     }
@@ -437,7 +437,7 @@ impl Scanner<'_> {
             }
         };
         self.sender.send(Step::BeginFile)?;
-        let mut cutter = Cutter::new(&self.sender, &self.chunker, &self.progress);
+        let mut cutter = Cutter::new(&self.sender, &self.chunker, self.progress);
         let mut is_short = false;
         let mut read_error = None;
         for extent in Extents::new(&open) {

@@ -43,7 +43,7 @@ pub(super) struct TreeBuilder {
 
 fn ends_leaf(name: &[u8]) -> bool {
     let hash = blake3::hash(name);
-    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("eight bytes")) % LEAF_END_ONE_IN == 0
+    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("eight bytes")).is_multiple_of(LEAF_END_ONE_IN)
 }
 
 impl TreeBuilder {
@@ -182,7 +182,7 @@ impl ListBuilder {
 }
 
 fn ends_list(id: &BlobId) -> bool {
-    u16::from_le_bytes([id.0[0], id.0[1]]) % LIST_END_ONE_IN == 0
+    u16::from_le_bytes([id.0[0], id.0[1]]).is_multiple_of(LIST_END_ONE_IN)
 }
 
 impl FinishedList {
@@ -201,9 +201,7 @@ impl FinishedList {
                     _ => Content::Parts { hash, parts },
                 }
             }
-            FinishedList::Root(level, root, data) => {
-                Content::List { hash, level: *level, root: *root, data: *data }
-            }
+            FinishedList::Root(level, root, data) => Content::List { hash, level: *level, root: *root, data: *data },
         }
     }
 }

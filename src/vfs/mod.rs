@@ -182,6 +182,9 @@ pub struct Attr {
     pub lasting: bool,
 }
 
+/// Takes an entry of a listing; true when it has no room for it.
+type Emit<'e> = &'e mut dyn FnMut(Listed<'_>) -> bool;
+
 /// One entry of a listing.
 pub struct Listed<'a> {
     /// Its name.
@@ -493,11 +496,11 @@ impl Vfs {
         skip: u64,
         lookups: bool,
         wait: Wait,
-        dots: &mut dyn FnMut(&mut dyn FnMut(Listed<'_>) -> bool) -> bool,
-        emit: &mut dyn FnMut(Listed<'_>) -> bool,
+        dots: &mut dyn FnMut(Emit<'_>) -> bool,
+        emit: Emit<'_>,
     ) -> Result<()> {
         // Entries of one blob, of which `before` entries with `ranks` ranks lie in earlier pages.
-        let emit_leaf = |leaf: &Directory, before: u64, ranks: u32, emit: &mut dyn FnMut(Listed<'_>) -> bool| {
+        let emit_leaf = |leaf: &Directory, before: u64, ranks: u32, emit: Emit<'_>| {
             let from = skip.saturating_sub(before).min(leaf.count() as u64) as usize;
             for position in from..leaf.count() {
                 let node = leaf.node(position);

@@ -129,7 +129,6 @@ fn every_number_leads_back_to_its_node_without_a_lookup() {
     let middle = leaf(&mut store, &[node(b"deep", deep), inline(b"z", b"333")]);
     let empty = leaf(&mut store, &[]);
     let root = leaf(&mut store, &[inline(b"a", b"4444"), node(b"e", empty), node(b"m", middle), inline(b"n", b"5")]);
-    let root = root;
     store.commit(1, root);
     let vfs = store.open();
     let mut ranks = Vec::new();

@@ -39,7 +39,7 @@ fn leaf() -> Vec<u8> {
         file(5, Content::Inline(b"hello")),
         file(70_000, Content::Whole(ContentHash([3; 32]))),
         file(5000 + (1 << 33), Content::Parts { hash, parts }),
-        file(1 << 40, Content::List { hash: None, level: 2, root: blob_id(4) }),
+        file(1 << 40, Content::List { hash: None, level: 2, root: blob_id(4), data: 1 << 30 }),
         Kind::Symlink { target: b"../elsewhere" },
         Kind::BlockDevice { rdev: 2049 },
         Kind::CharDevice { rdev: 1 },
