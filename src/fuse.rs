@@ -14,8 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -92,9 +91,7 @@ pub fn mount(vfs: Arc<Vfs>, directory: &Path, options: Options) -> mount::Result
     // The kernel itself lets nobody in but the owner unless `allow_other` was given, so fuser need not ask again.
     let session = Session::from_fd(adapter, fd, SessionACL::All, config).map_err(failed("set up"))?;
     let device = session.as_fd().try_clone_to_owned().map_err(failed("set up"))?;
-    // With one core, watching would keep the reader from running.
-    let time = if cores() > 1 { options.poll } else { Duration::ZERO };
-    assert!(watch.set(Watch { device, time, idle: AtomicU32::new(0) }).is_ok(), "set once");
+    assert!(watch.set(Watch::new(device, options.poll)).is_ok(), "set once");
     assert!(shared.notifier.set(session.notifier()).is_ok(), "set once");
     point.raise_read_ahead();
     let session =
@@ -136,8 +133,16 @@ struct Watch {
     device: OwnedFd,
     /// How long, after each request.
     time: Duration,
-    /// Watches in a row that saw none.
-    idle: AtomicU32,
+    state: Mutex<WatchState>,
+}
+
+#[derive(Default)]
+struct WatchState {
+    /// Watches in a row that saw no request.
+    idle: u32,
+    /// Whether all cores have other work, and when that was looked at.
+    busy: bool,
+    looked: Option<Instant>,
 }
 
 impl Watch {
@@ -145,6 +150,13 @@ impl Watch {
     const IDLE_MAX: u32 = 4;
     /// One in so many is not skipped, to notice when requests become frequent.
     const PROBE: u32 = 8;
+    /// How often to look whether cores are free.
+    const LOOK: Duration = Duration::from_millis(10);
+
+    fn new(device: OwnedFd, time: Duration) -> Self {
+        // With one core, watching would keep the reader from running.
+        Self { device, time: if cores() > 1 { time } else { Duration::ZERO }, state: Mutex::default() }
+    }
 
     /// Whether a request waits (or the connection ended, which reading from it will tell).
     fn is_pending(&self) -> bool {
@@ -154,22 +166,34 @@ impl Watch {
 
     /// Returns when a request waits or none came for a while, and the thread may as well sleep.
     fn watch(&self) {
-        let idle = self.idle.load(Ordering::Relaxed);
-        if self.time.is_zero() || idle >= Self::IDLE_MAX && !idle.is_multiple_of(Self::PROBE) {
-            self.idle.store(idle.saturating_add(1), Ordering::Relaxed);
+        if self.time.is_zero() {
             return;
         }
+        let mut state = self.state.lock().expect("no panic while held");
         let start = Instant::now();
+        if state.looked.is_none_or(|at| start - at > Self::LOOK) {
+            state.looked = Some(start);
+            state.busy = threads_running().is_some_and(|running| running > cores());
+        }
+        let skip = state.idle >= Self::IDLE_MAX && !state.idle.is_multiple_of(Self::PROBE);
+        state.idle = state.idle.wrapping_add(1);
+        if skip || state.busy {
+            return;
+        }
         while start.elapsed() < self.time {
             if self.is_pending() {
-                self.idle.store(0, Ordering::Relaxed);
+                state.idle = 0;
                 return;
             }
-            // Where cores are scarce, the reader goes first.
-            std::thread::yield_now();
+            std::hint::spin_loop();
         }
-        self.idle.store(idle.saturating_add(1), Ordering::Relaxed);
     }
+}
+
+/// Threads of the whole system that run or could run now, this one among them: see proc_loadavg(5).
+fn threads_running() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    text.split(' ').nth(3)?.split('/').next()?.parse().ok()
 }
 
 /// What programs see of an error.

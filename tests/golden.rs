@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bygone::chunk::{ChunkSizes, Chunker};
+use bygone::chunk::{ChunkSizes, Chunker, Scale};
 
 use crate::support::compare::{Ignore, differences};
 use crate::support::generate::{self, noise, text};
@@ -156,7 +156,7 @@ fn files_are_cut_where_they_always_were() {
     let lens = |bytes: &[u8]| {
         let (mut rest, mut lens) = (bytes, Vec::new());
         while !rest.is_empty() {
-            lens.push(chunker.cut(rest));
+            lens.push(chunker.cut(rest, Scale::of(b""), 0));
             rest = &rest[lens[lens.len() - 1]..];
         }
         lens

@@ -206,7 +206,7 @@ fn play(edits: &[Edit], read: Read) {
 }
 
 fn random(cases: u32, read: Read) {
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
+    let config = Config { cases, failure_persistence: None, max_shrink_time: 60_000, ..Config::default() };
     let edits = prop::collection::vec(edit(), 1..30);
     TestRunner::new(config)
         .run(&edits, |edits| {

@@ -9,19 +9,29 @@ use crate::support::sandbox::files_below;
 /// The layers of `src/`, lowest first. An entry imports only from layers above it in this list of lists, and from
 /// those beside it that [`BESIDE`] names.
 const LAYERS: &[&[&str]] = &[
-    &["id", "progress"],
+    &["id", "progress", "host", "pool"],
     &["format", "key", "seal", "chunk"],
     &["backend", "source"],
     &["index"],
     &["repo"],
+    &["browse"],
     &["backup", "restore", "vfs", "maintain"],
     &["fuse"],
     &["cli"],
     &["main", "lib"],
 ];
 
-/// Imports within a layer that are meant: the first may use the second.
-const BESIDE: &[(&str, &str)] = &[("seal", "key"), ("seal", "format"), ("key", "format"), ("backend", "progress")];
+/// Imports within a layer that are meant: the first may use the second. Those of the lowest layer that makes objects are
+/// between their bytes and their keys: `format::object` seals, and `seal` and `key` write headers.
+const BESIDE: &[(&str, &str)] = &[
+    ("seal", "key"),
+    ("seal", "format"),
+    ("key", "format"),
+    ("chunk", "format"),
+    ("format", "seal"),
+    ("format", "key"),
+    ("format", "chunk"),
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

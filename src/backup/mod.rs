@@ -1,7 +1,8 @@
 //! A backup run: the live tree in, one snapshot out.
 //!
 //! ```text
-//! scan (one thread)      walk the source, compare with the parent, cut large files     -> batches, in order
+//! walk (one thread)      ask the kernel about every entry of the source, in order
+//! scan (one thread)      compare with the parent, group what is to be read, cut large files  -> batches, in order
 //! pool (every core)      read and hash the files of a batch; compress and seal segments
 //! run (the caller)       store what is new, build trees, then index, then the snapshot
 //! ```
@@ -13,6 +14,7 @@ mod read;
 mod scan;
 mod stream;
 mod tree_builder;
+mod walker;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,8 +22,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use crate::backend::ObjectKind;
-use crate::browse::OwnedNode;
+use crate::browse::{self, OwnedNode};
 use crate::format::content::{Content, Part, Parts};
 use crate::format::snapshot::{Snapshot, Summary};
 use crate::format::tree::{Kind, Metadata, Node, Time, Xattrs};
@@ -40,6 +41,9 @@ use self::tree_builder::{ListBuilder, TreeBuilder};
 
 /// Content up to this length, in bytes, is kept inside the tree. Measured in bygone-format(5), "CHOICES".
 const INLINE_LEN: usize = 512;
+
+/// Age in seconds at which a temporary file of the store belongs to nobody any more.
+const LEFTOVER_AGE_S: u64 = 24 * 3600;
 
 /// What to back up and how.
 #[derive(Debug, Default)]
@@ -125,7 +129,11 @@ pub fn run(repo: &Arc<Repository>, options: Options, progress: &Arc<Progress>) -
     let started = Instant::now();
     let time = options.time.unwrap_or_else(now);
     let host = if options.host.is_empty() { host::host_name() } else { options.host.clone() };
-    restrict_index_to_stored_packs(repo)?;
+    repo.hide_lost_packs()?;
+    if !options.dry_run {
+        // What interrupted runs left; younger files may belong to a run that goes on.
+        repo.backend().clean(LEFTOVER_AGE_S).map_err(repo::Error::from)?;
+    }
 
     let threads = if options.threads == 0 { cores() } else { options.threads };
     let system = |source| repo::Error::System { op: "start threads", source };
@@ -171,8 +179,11 @@ pub fn run(repo: &Arc<Repository>, options: Options, progress: &Arc<Progress>) -
     summary.duration_ms = started.elapsed().as_millis() as u64;
     record.summary = summary;
 
-    let unchanged = parent.is_some_and(|(_, parent)| parent.root().kind == record.root().kind);
-    let skip = options.dry_run || options.skip_if_unchanged && unchanged;
+    let skip = match &parent {
+        _ if options.dry_run => true,
+        Some((_, parent)) if options.skip_if_unchanged => is_unchanged(repo, parent, &record)?,
+        _ => false,
+    };
     if progress.is_cancelled() {
         return Err(repo::Error::Cancelled.into());
     }
@@ -180,13 +191,21 @@ pub fn run(repo: &Arc<Repository>, options: Options, progress: &Arc<Progress>) -
     Ok(Outcome { snapshot, record })
 }
 
-/// Blobs in packs that are gone or cut short count as absent, whatever an index says, and are stored again.
-fn restrict_index_to_stored_packs(repo: &Repository) -> repo::Result<()> {
-    let mut present = Vec::new();
-    repo.backend().list(ObjectKind::Pack, &mut |found| present.push((found.id, found.len)))?;
-    present.sort_unstable();
-    repo.index().restrict_to(|pack| present.binary_search(&(pack.id, pack.len)).is_ok());
-    Ok(())
+/// Whether what was backed up is as the parent has it. The directories above it do not count: others change those.
+fn is_unchanged(repo: &Repository, parent: &Snapshot, record: &Snapshot) -> repo::Result<bool> {
+    if parent.paths != record.paths {
+        return Ok(false);
+    }
+    for path in &record.paths {
+        let (old, new) = (browse::resolve(repo, parent, path)?, browse::resolve(repo, record, path)?);
+        let (Some(old), Some(new)) = (old, new) else { return Ok(false) };
+        let (old, new) = (old.node(), new.node());
+        let ownership = |metadata: &Metadata| (metadata.mode, metadata.uid, metadata.gid);
+        if old.kind != new.kind || old.xattrs != new.xattrs || ownership(&old.metadata) != ownership(&new.metadata) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn now() -> Time {

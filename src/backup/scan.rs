@@ -1,6 +1,6 @@
 //! The scan: walks the source beside the parent, groups what has to be read into batches, reads and cuts large files.
 //!
-//! One thread; it runs ahead of the committer by a fixed number of steps, each of bounded size, and no further.
+//! One thread, behind that of the walk; it runs ahead of the committer by a fixed number of steps, each of bounded size, and no further.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,11 +16,12 @@ use crate::pool::{Pool, Urgency};
 use crate::progress::Progress;
 use crate::repo::{self, Repository};
 use crate::source::read::{Extent, Extents};
-use crate::source::{Entry, EntryKind, Event, Walk, WalkOptions};
+use crate::source::{Entry, EntryKind, Event, WalkOptions};
 
 use super::parent::{self, ParentDirectory};
 use super::read::{Done, Reader, ToRead, hash_zeros, read_up_to};
 use super::stream::{Open, Stream};
+use super::walker::Walker;
 use super::{Compare, Error, Options, ParentChoice};
 
 /// Files longer than this, in bytes, are read and cut by the scan itself, in runs.
@@ -260,20 +261,25 @@ impl Scanner<'_> {
         let has_targets = !options.targets.is_empty();
         let mut walk = None;
         if has_targets || streams.is_empty() {
-            match Walk::new(options, self.progress) {
-                Ok(found) => walk = Some(found),
-                Err(error) => {
-                    drop(begin);
-                    let _ = self.sender.send(Step::Failed(error.into()));
-                    return;
+            let failed = match Walker::start(options, self.reader.progress.clone()) {
+                Ok(Ok(found)) => {
+                    walk = Some(found);
+                    None
                 }
+                Ok(Err(error)) => Some(Error::from(error)),
+                Err(source) => Some(repo::Error::System { op: "start a thread", source }.into()),
+            };
+            if let Some(error) = failed {
+                drop(begin);
+                let _ = self.sender.send(Step::Failed(error));
+                return;
             }
         }
-        let tree = begin(walk.as_ref().map_or(&[], |walk| walk.targets()));
+        let tree = begin(walk.as_ref().map_or(&[], Walker::targets));
         let _ = self.steps(walk, streams, tree);
     }
 
-    fn steps(&mut self, walk: Option<Walk<'_>>, streams: &[Stream], tree: Option<BlobId>) -> Go {
+    fn steps(&mut self, walk: Option<Walker>, streams: &[Stream], tree: Option<BlobId>) -> Go {
         for stream in streams {
             if let Err(message) = self.stream(stream)? {
                 let name = stream.name.clone();
@@ -296,10 +302,11 @@ impl Scanner<'_> {
         self.flush()
     }
 
-    fn walk(&mut self, mut walk: Walk<'_>, tree: Option<BlobId>) -> Go {
+    fn walk(&mut self, walk: Walker, tree: Option<BlobId>) -> Go {
         let repo = self.repo;
         let mut parents: Vec<ParentDirectory<'_>> = Vec::new();
-        while let Some(event) = walk.next() {
+        let mut paths: Vec<Vec<u8>> = Vec::new();
+        for (event, path) in walk {
             if self.progress.is_cancelled() {
                 return Err(Stopped);
             }
@@ -315,7 +322,7 @@ impl Scanner<'_> {
                     };
                     parents.push(ParentDirectory::new(repo, parent_tree));
                     let metadata = *entry.metadata();
-                    let path = walk.path().to_vec();
+                    paths.push(path.clone());
                     // An attribute cannot change without the inode's change time.
                     let known = node
                         .filter(|node| (node.metadata.ctime, node.metadata.inode) == (metadata.ctime, metadata.inode));
@@ -331,18 +338,19 @@ impl Scanner<'_> {
                 }
                 Event::Leave => {
                     parents.pop();
+                    paths.pop();
                     self.item(Item::Leave)?;
                 }
                 Event::Entry(entry) => {
                     let parent = parents.last_mut().expect("entries come inside directories");
-                    self.entry(entry, parent, walk.path())?;
+                    self.entry(entry, parent, paths.last().expect("entered with its directory"))?;
                 }
             }
         }
         Ok(())
     }
 
-    fn entry(&mut self, entry: Entry, parent: &mut ParentDirectory<'_>, path: &[u8]) -> Go {
+    fn entry(&mut self, entry: Entry, parent: &mut ParentDirectory<'_>, directory: &[u8]) -> Go {
         let mut was = Was::New;
         if let Some(node) = parent.take(entry.name()) {
             let is_file = |kind: Kind<'_>| matches!(kind, Kind::File { .. });
@@ -373,13 +381,15 @@ impl Scanner<'_> {
                 is_linked = true;
             }
         }
+        let slash: &[u8] = if directory.ends_with(b"/") { b"" } else { b"/" };
+        let path = [directory, slash, entry.name()].concat();
         match entry.kind() {
             EntryKind::File { size } if size <= SMALL_LEN_MAX => {
                 self.batch_len += size;
-                self.to_read(ToRead { entry, path: path.to_vec(), was, is_linked })
+                self.to_read(ToRead { entry, path, was, is_linked })
             }
-            EntryKind::File { .. } | EntryKind::Volume { .. } => self.large_file(&entry, path, was, is_linked),
-            _ => self.to_read(ToRead { entry, path: path.to_vec(), was, is_linked }),
+            EntryKind::File { .. } | EntryKind::Volume { .. } => self.large_file(&entry, &path, was, is_linked),
+            _ => self.to_read(ToRead { entry, path, was, is_linked }),
         }
     }
 

@@ -185,8 +185,16 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(is)
 }
 
-/// Keys in memory must not reach a core file.
+/// Keys in memory must not reach a core file; buffers that come and go must not be given back to the kernel each time,
+/// which costs a tenth of a restore.
 fn harden() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in
+        [(libc::M_MMAP_THRESHOLD, 64 << 20), (libc::M_TRIM_THRESHOLD, 128 << 20), (libc::M_TOP_PAD, 8 << 20)]
+    {
+        // SAFETY: `mallopt` only changes numbers of the allocator, and no other thread runs yet.
+        unsafe { libc::mallopt(parameter, value) };
+    }
     let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
 }

@@ -156,7 +156,7 @@ fn end_on_signal(mounted: &Mounted) -> Result<()> {
                 std::process::exit(Exit::Interrupted as i32);
             }
             if let Err(error) = point.detach() {
-                eprintln!("error: {error}");
+                eprintln!("error: {:#}", anyhow::Error::from(error));
             }
         }
     };

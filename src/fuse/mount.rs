@@ -59,7 +59,7 @@ pub enum Error {
     #[error("`{0}` is not a mount of bygone")]
     NotOurs(PathBuf),
     /// The system refused.
-    #[error("cannot {op} `{path}`: {source}")]
+    #[error("cannot {op} `{path}`")]
     System {
         /// The operation.
         op: &'static str,

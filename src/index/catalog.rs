@@ -1,9 +1,9 @@
 //! The local database, in sled: what is small, changes often and can be fetched again or be done without.
 //!
-//! It holds the index objects that are too few for an index file yet, sealed snapshot objects, the last snapshot seen of
-//! each series, and a journal of packs in flight. sled lets one process in at a time, so the database is opened for each
-//! call and closed after it; whoever finds it taken waits a moment and then goes on without. Nothing of it is needed, so
-//! no call fails: a database that is damaged, or makes sled panic or hang, is set aside and begun anew.
+//! It holds the index objects that are too few for an index file yet, and sealed snapshot objects. sled lets one process
+//! in at a time, so the database is opened for each call and closed after it; whoever finds it taken waits a moment and
+//! then goes on without. Nothing of it is needed, so no call fails: a database that is damaged, or makes sled panic or
+//! hang, is set aside and begun anew.
 
 use std::any::Any;
 use std::fs;
@@ -34,8 +34,6 @@ const THREAD_NAME: &str = "catalog";
 
 const INDEX_OBJECTS: &str = "index objects";
 const SNAPSHOTS: &str = "snapshots";
-const SEEN: &str = "seen";
-const IN_FLIGHT: &str = "in flight";
 
 /// What the database holds at all: other contents are begun anew.
 const SCHEMA: &[u8] = b"1";
@@ -45,15 +43,6 @@ const SCHEMA: &[u8] = b"1";
 pub struct Catalog {
     path: PathBuf,
     repository: RepositoryId,
-}
-
-/// A pack that was being written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InFlight {
-    /// What the writer called it.
-    pub name: Vec<u8>,
-    /// When it was begun, in seconds since 1970.
-    pub begun_s: u64,
 }
 
 impl Catalog {
@@ -105,56 +94,6 @@ impl Catalog {
             let tree = db.open_tree(INDEX_OBJECTS)?;
             ids.iter().try_for_each(|id| tree.remove(id.0).map(drop))
         });
-    }
-
-    /// The last snapshot that was seen of `series`.
-    pub fn last_seen(&self, series: &[u8]) -> Option<ObjectId> {
-        let series = series.to_vec();
-        let value = self.run(false, move |db| db.open_tree(SEEN)?.get(series))??;
-        ObjectId::from_bytes(&value)
-    }
-
-    /// Notes the last snapshot that was seen of `series`.
-    pub fn set_last_seen(&self, series: &[u8], snapshot: ObjectId) {
-        let series = series.to_vec();
-        self.run(true, move |db| db.open_tree(SEEN)?.insert(series, &snapshot.0).map(drop));
-    }
-
-    /// Notes that the packs `names` are about to be written; durable when it returns.
-    pub fn begin(&self, names: &[Vec<u8>]) {
-        let names = names.to_vec();
-        self.run(true, move |db| {
-            let tree = db.open_tree(IN_FLIGHT)?;
-            for name in names {
-                tree.insert(name, &now_s().to_le_bytes())?;
-            }
-            db.flush().map(drop)
-        });
-    }
-
-    /// Notes that the packs `names` are written and listed, or removed.
-    pub fn finish(&self, names: &[Vec<u8>]) {
-        let names = names.to_vec();
-        self.run(false, move |db| {
-            let tree = db.open_tree(IN_FLIGHT)?;
-            for name in names {
-                tree.remove(name)?;
-            }
-            Ok(())
-        });
-    }
-
-    /// Packs that were begun and not finished.
-    pub fn in_flight(&self) -> Vec<InFlight> {
-        let found = self.run(false, |db| {
-            let entries = db.open_tree(IN_FLIGHT)?;
-            entries.iter().collect::<sled::Result<Vec<_>>>()
-        });
-        let parse = |(name, begun): (sled::IVec, sled::IVec)| {
-            let begun_s = u64::from_le_bytes(begun.as_ref().try_into().ok()?);
-            Some(InFlight { name: name.to_vec(), begun_s })
-        };
-        found.into_iter().flatten().filter_map(parse).collect()
     }
 
     fn get(&self, tree: &'static str, ids: &[ObjectId]) -> Vec<(ObjectId, Vec<u8>)> {
@@ -406,14 +345,8 @@ mod tests {
         assert_eq!(catalog.snapshots(&[first.0, third.0, second.0]), [first.clone(), second.clone()]);
         catalog.retain_snapshots(vec![second.0]);
         assert_eq!(catalog.snapshots(&[first.0, second.0]), std::slice::from_ref(&second));
-        catalog.set_last_seen(b"host /etc", first.0);
-        assert_eq!((catalog.last_seen(b"host /etc"), catalog.last_seen(b"host")), (Some(first.0), None));
-        catalog.begin(&[b"a".to_vec(), b"b".to_vec()]);
-        catalog.finish(&[b"a".to_vec()]);
-        let in_flight = catalog.in_flight();
-        assert!(in_flight.len() == 1 && in_flight[0].name == b"b" && in_flight[0].begun_s > 1_700_000_000);
         let other = Catalog::new(cache.path(), RepositoryId([6; 32]));
-        assert_eq!((other.snapshots(&[second.0]), other.in_flight()), (Vec::new(), Vec::new()));
+        assert_eq!(other.snapshots(&[second.0]), Vec::new());
     }
 
     #[test]

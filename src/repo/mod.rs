@@ -3,8 +3,10 @@
 pub mod reader;
 pub mod writer;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use self::reader::SegmentCache;
 use crate::backend::{self, Backend, ObjectKind, ObjectName};
@@ -92,6 +94,12 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Whether an object that should be there is gone or cut short.
+    fn is_lost(&self) -> bool {
+        use backend::ErrorKind::{NotFound, Truncated};
+        matches!(self, Error::Backend(error) if matches!(error.kind, NotFound | Truncated))
+    }
+
     /// A decoding error of `object`.
     pub fn decode(object: impl ToString, error: DecodeError) -> Self {
         Error::Corrupt { object: object.to_string(), what: error.to_string() }
@@ -138,10 +146,15 @@ pub struct Repository {
     cache: SegmentCache,
     /// The key object that opened it.
     key_in_use: ObjectId,
+    /// When the packs were listed last.
+    packs_listed: Mutex<Option<Instant>>,
 }
 
 /// Most bytes of decoded segments kept when the caller does not say.
 const SEGMENT_CACHE_LEN_DEFAULT: usize = 64 << 20;
+/// From this many snapshots on, sealed copies are kept in the local catalog: opening it takes as long as reading a few
+/// hundred small files, and far less than fetching as many from far away.
+const SNAPSHOTS_CACHED_FROM: usize = 256;
 /// Longest key object in bytes.
 const KEY_LEN_MAX: u64 = 64 << 10;
 /// Longest index or snapshot object in bytes: its plain bytes and what sealing adds at most.
@@ -194,7 +207,8 @@ impl Repository {
         let index = Index::open(cache_dir.as_deref(), id, &Source { backend: &*backend, keys: &keys, id })?;
         let len = if options.segment_cache_len == 0 { SEGMENT_CACHE_LEN_DEFAULT } else { options.segment_cache_len };
         let cache = SegmentCache::new(len);
-        Ok(Arc::new(Repository { backend, id, keys, chunks: config.chunks, index, cache, key_in_use }))
+        let packs_listed = Mutex::new(None);
+        Ok(Arc::new(Repository { backend, id, keys, chunks: config.chunks, index, cache, key_in_use, packs_listed }))
     }
 
     /// The repository's random id.
@@ -234,12 +248,41 @@ impl Repository {
 
     /// Every snapshot, oldest first. A snapshot that cannot be read is an error: a listing is never silently short.
     pub fn snapshots(&self) -> Result<Vec<(ObjectId, Snapshot)>> {
-        let mut snapshots = Vec::new();
-        for id in self.snapshot_ids()? {
-            snapshots.push((id, self.snapshot(&id)?));
+        let ids = self.snapshot_ids()?;
+        let mut cached: HashMap<ObjectId, Vec<u8>> = HashMap::new();
+        let catalog = self.index.catalog().filter(|_| ids.len() >= SNAPSHOTS_CACHED_FROM);
+        if let Some(catalog) = catalog {
+            cached.extend(catalog.snapshots(&ids));
+        }
+        let mut fetched = Vec::new();
+        let mut snapshots = Vec::with_capacity(ids.len());
+        for id in &ids {
+            let name = ObjectName::new(ObjectKind::Snapshot, *id);
+            let stored = match cached.remove(id) {
+                Some(stored) => stored,
+                None => {
+                    let stored = self.source().read(name)?;
+                    if catalog.is_some() {
+                        fetched.push((*id, stored.clone()));
+                    }
+                    stored
+                }
+            };
+            snapshots.push((*id, self.open_snapshot(name, stored)?));
+        }
+        if let Some(catalog) = catalog.filter(|_| !fetched.is_empty()) {
+            catalog.put_snapshots(fetched);
+            let mut present = ids;
+            present.sort_unstable();
+            catalog.retain_snapshots(present);
         }
         snapshots.sort_by_key(|(id, snapshot)| (snapshot.time, *id));
         Ok(snapshots)
+    }
+
+    fn open_snapshot(&self, name: ObjectName, stored: Vec<u8>) -> Result<Snapshot> {
+        let plain = self.source().open(name, StoredKind::Snapshot, stored)?;
+        Snapshot::decode(&plain).map_err(|error| Error::decode(name, error))
     }
 
     /// The ids of all snapshots, in no order.
@@ -250,8 +293,7 @@ impl Repository {
     /// One snapshot.
     pub fn snapshot(&self, id: &ObjectId) -> Result<Snapshot> {
         let name = ObjectName::new(ObjectKind::Snapshot, *id);
-        let plain = self.open_object(name, StoredKind::Snapshot)?;
-        Snapshot::decode(&plain).map_err(|error| Error::decode(name, error))
+        self.open_snapshot(name, self.source().read(name)?)
     }
 
     /// Commits a snapshot: the one moment at which a backup comes to exist. Everything it names must be durable.
@@ -295,10 +337,6 @@ impl Repository {
         Source { backend: &*self.backend, keys: &self.keys, id: self.id }
     }
 
-    fn open_object(&self, name: ObjectName, kind: StoredKind) -> Result<Vec<u8>> {
-        self.source().open(name, kind)
-    }
-
     /// The key objects, and whether each is the one in use.
     pub fn key_objects(&self) -> Result<Vec<(ObjectId, KeyObject, bool)>> {
         let mut keys = Vec::new();
@@ -339,8 +377,8 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Reads, checks and opens a small object.
-    fn open(&self, name: ObjectName, kind: StoredKind) -> Result<Vec<u8>> {
+    /// Reads a small object and compares it with its name.
+    fn read(&self, name: ObjectName) -> Result<Vec<u8>> {
         let stored = self.backend.get(name, OBJECT_LEN_MAX)?;
         if ObjectId::of(&stored) != name.id {
             return Err(Error::Corrupt {
@@ -348,6 +386,11 @@ impl Source<'_> {
                 what: "its bytes do not hash to its name".to_owned(),
             });
         }
+        Ok(stored)
+    }
+
+    /// Opens what [`Source::read`] read.
+    fn open(&self, name: ObjectName, kind: StoredKind, stored: Vec<u8>) -> Result<Vec<u8>> {
         check_version(&name, &stored)?;
         object::open(self.keys, &self.id, kind, stored).map_err(|error| Error::decode(name, error))
     }
@@ -362,7 +405,7 @@ impl crate::index::IndexSource for Source<'_> {
 
     fn load(&self, id: &ObjectId) -> Result<Vec<IndexedPack>> {
         let name = ObjectName::new(ObjectKind::Index, *id);
-        let plain = self.open(name, StoredKind::Index)?;
+        let plain = self.open(name, StoredKind::Index, self.read(name)?)?;
         crate::format::index::decode(&plain).map_err(|error| Error::decode(name, error))
     }
 }

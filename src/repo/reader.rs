@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
@@ -22,6 +23,8 @@ use crate::seal::{BLOB_TABLE_UNIT, Decompressor, ObjectCipher, SEGMENT_TABLE_UNI
 const TAIL_LEN: u64 = 8 << 10;
 /// Packs whose tables of segments are kept; each takes a few KiB.
 const PACKS_KEPT: usize = 4096;
+/// A listing of packs is believed for this long.
+const PACKS_LISTED_FOR: Duration = Duration::from_secs(10);
 const SHARDS: usize = 16;
 
 /// A pack made ready for reading.
@@ -112,16 +115,42 @@ impl Repository {
         self.index.find(id, &self.source())?.ok_or_else(missing)
     }
 
-    /// Runs `read` on the place of a blob. If that fails and the local index turns out to have changed since it was
-    /// checked, it is repaired and `read` runs again.
+    /// Runs `read` on the place of a blob. If that fails because the local index has changed since it was checked, the
+    /// index is repaired; if the pack is gone or cut short, another pack that holds the blob is looked for: a backup made
+    /// since has stored it again.
     fn read_at<T>(&self, kind: BlobKind, id: &BlobId, mut read: impl FnMut(Location) -> Result<T>) -> Result<T> {
+        let mut looked_elsewhere = false;
         loop {
             let outcome = self.locate_or_fail(kind, id).and_then(&mut read);
-            if outcome.is_ok() || self.index.recheck(id).is_ok() {
-                return outcome;
+            let Err(error) = outcome else { return outcome };
+            if self.index.recheck(id).is_err() {
+                self.refresh()?;
+            } else if error.is_lost() && !looked_elsewhere {
+                looked_elsewhere = true;
+                self.hide_lost_packs_again()?;
+                if self.index.find(id, &self.source())?.is_none() {
+                    return Err(error);
+                }
+            } else {
+                return Err(error);
             }
-            self.refresh()?;
         }
+    }
+
+    /// Blobs in packs that are gone or cut short count as absent from now on, whatever an index says.
+    pub fn hide_lost_packs(&self) -> Result<()> {
+        let mut present = Vec::new();
+        self.backend.list(ObjectKind::Pack, &mut |found| present.push((found.id, found.len)))?;
+        present.sort_unstable();
+        self.index.restrict_to(|pack| present.binary_search(&(pack.id, pack.len)).is_ok());
+        *self.packs_listed.lock().expect("no panic while held") = Some(Instant::now());
+        Ok(())
+    }
+
+    /// As [`Repository::hide_lost_packs`], unless that was done a moment ago: a reader of many lost blobs lists packs once.
+    fn hide_lost_packs_again(&self) -> Result<()> {
+        let listed = *self.packs_listed.lock().expect("no panic while held");
+        if listed.is_some_and(|listed| listed.elapsed() < PACKS_LISTED_FOR) { Ok(()) } else { self.hide_lost_packs() }
     }
 
     /// A whole blob, verified against its id.

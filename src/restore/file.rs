@@ -3,6 +3,7 @@
 //! Wrong content never stays under an entry's name: what cannot be completed is removed, and what replaces something is
 //! made beside it and renamed over it. Nothing that exists is ever written through.
 
+use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -18,7 +19,7 @@ use crate::browse::{self, OwnedNode};
 use crate::format::content::{Content, Part};
 use crate::format::tree::{Kind, Node};
 use crate::id::{BlobKind, ContentHash};
-use crate::repo;
+use crate::repo::{self, Blob};
 
 /// Blocks of zeros that `--sparse` leaves out, in bytes: what file systems allocate by.
 const SPARSE_BLOCK: usize = 4096;
@@ -102,6 +103,55 @@ fn write_at(fd: impl AsFd, mut bytes: &[u8], mut offset: u64) -> rustix::io::Res
         }
     }
     Ok(())
+}
+
+/// Parts on their way into a file, written many at a time: chunks are small, and each write takes the file's lock.
+struct Gather<'f> {
+    fd: BorrowedFd<'f>,
+    offset: u64,
+    len: usize,
+    blobs: Vec<Blob>,
+}
+
+/// Bytes that are gathered at most before they are written, about.
+const GATHER_LEN: usize = 1 << 20;
+/// Parts that are gathered at most; the kernel takes 1024.
+const GATHER_PARTS: usize = 512;
+
+impl<'f> Gather<'f> {
+    fn new(fd: BorrowedFd<'f>) -> Self {
+        Self { fd, offset: 0, len: 0, blobs: Vec::new() }
+    }
+
+    fn push(&mut self, offset: u64, blob: Blob) -> Result<()> {
+        if self.offset + self.len as u64 != offset || self.len >= GATHER_LEN || self.blobs.len() == GATHER_PARTS {
+            self.flush()?;
+            self.offset = offset;
+        }
+        self.len += blob.len();
+        self.blobs.push(blob);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let slices: Vec<IoSlice<'_>> = self.blobs.iter().map(|blob| IoSlice::new(blob)).collect();
+        let mut written = match slices.len() {
+            0 => return Ok(()),
+            1 => 0,
+            // What is not taken at once, or is interrupted, follows piece by piece.
+            _ => rustix::io::pwritev(self.fd, &slices, self.offset).unwrap_or(0),
+        };
+        let mut at = self.offset;
+        for blob in self.blobs.drain(..) {
+            let skip = written.min(blob.len());
+            write_at(self.fd, &blob[skip..], at + skip as u64).map_err(during("write"))?;
+            written -= skip;
+            at += blob.len() as u64;
+        }
+        self.len = 0;
+        self.offset = at;
+        Ok(())
+    }
 }
 
 /// Fills as much of `out` as the file has; returns how much.
@@ -281,15 +331,12 @@ impl Context<'_> {
             Content::Empty => return Ok(()),
             Content::Inline(bytes) => self.write_part(fd, bytes, 0)?,
             _ => {
+                let mut gather = Gather::new(fd);
                 for part in browse::parts(self.repo, size, content) {
                     let (offset, part) = part?;
-                    if let Part::Data { id, len } = part {
-                        if self.progress.is_cancelled() {
-                            return Err(repo::Error::Cancelled.into());
-                        }
-                        self.write_part(fd, &browse::data_blob(self.repo, &id, len)?, offset)?;
-                    }
+                    self.write_data(&mut gather, offset, part)?;
                 }
+                gather.flush()?;
             }
         }
         if self.options.sparse || has_holes(&content) {
@@ -407,17 +454,25 @@ impl Context<'_> {
     }
 
     fn write_range(&self, large: &Large, parts: &[(u64, Part)]) -> Result<()> {
+        let mut gather = Gather::new(large.fd.as_fd());
         for (offset, part) in parts {
-            if self.progress.is_cancelled() {
-                return Err(repo::Error::Cancelled.into());
-            }
-            if let Part::Data { id, len } = part {
-                self.write_part(large.fd.as_fd(), &browse::data_blob(self.repo, id, *len)?, *offset)?;
+            self.write_data(&mut gather, *offset, *part)?;
+            if let Part::Data { len, .. } = part {
                 large.written.fetch_add(u64::from(*len), Ordering::Relaxed);
                 self.progress.bytes_done.fetch_add(u64::from(*len), Ordering::Relaxed);
             }
         }
-        Ok(())
+        gather.flush()
+    }
+
+    /// Fetches a part and writes it, soon.
+    fn write_data(&self, gather: &mut Gather<'_>, offset: u64, part: Part) -> Result<()> {
+        let Part::Data { id, len } = part else { return Ok(()) };
+        if self.progress.is_cancelled() {
+            return Err(repo::Error::Cancelled.into());
+        }
+        let blob = browse::data_blob(self.repo, &id, len)?;
+        if self.options.sparse { self.write_part(gather.fd, &blob, offset) } else { gather.push(offset, blob) }
     }
 
     /// Gives up a large file; it is removed when the last lets go of it.

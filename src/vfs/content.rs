@@ -98,6 +98,14 @@ impl File {
         }
     }
 
+    /// The blob that is the whole content, if it is one.
+    pub fn single_blob(&self) -> Option<BlobId> {
+        match &self.layout {
+            Layout::Extents(Extents(starts)) if starts.len() == 2 => starts[0].1,
+            _ => None,
+        }
+    }
+
     /// The content itself, if it is stored in the node.
     pub fn inline(&self) -> Option<&[u8]> {
         match &self.layout {
@@ -184,7 +192,7 @@ mod tests {
         }
         let root = store.put(BlobKind::List, &ListPage::Children { level: 1, children }.encode());
         let repo = store.flush();
-        let file = File::new(at, &Content::List { hash: None, level: 1, root }, &repo).unwrap();
+        let file = File::new(at, &Content::List { hash: None, level: 1, root, data: 0 }, &repo).unwrap();
         let lists = Lists::new(1 << 20);
         assert!(matches!(lists.extent_at(&repo, &file, 0, Wait::No), Err(Error::WouldBlock)));
         for extent in expected {

@@ -9,6 +9,7 @@ mod content;
 mod directory;
 mod inode;
 mod layout;
+mod readahead;
 mod template;
 
 pub use inode::ROOT;
@@ -23,6 +24,7 @@ use crate::format::content::Content;
 use crate::format::snapshot::Snapshot;
 use crate::format::tree::{Base, Kind, Metadata, Node, Time};
 use crate::id::{BlobId, BlobKind, ContentHash, ObjectId};
+use crate::pool::cores;
 use crate::repo::{self, Blob, Repository};
 
 use cache::Cache;
@@ -30,6 +32,7 @@ use content::{File, Lists};
 use directory::{Directory, Place};
 use inode::{Inode, NodeAt};
 use layout::{Entry, InstanceKey, Layout, Virtual};
+use readahead::ReadAhead;
 
 /// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -109,12 +112,21 @@ pub struct Options {
     pub owner: Option<(u32, u32)>,
     /// Bytes of decoded directories kept.
     pub directory_cache_len: usize,
+    /// Threads that decode ahead of readers.
+    pub ahead_threads: usize,
 }
 
 impl Options {
     /// The usual view of all snapshots.
     pub fn new(view: View) -> Self {
-        Self { view, filter: Box::new(|_, _| true), view_owner: (0, 0), owner: None, directory_cache_len: 64 << 20 }
+        Self {
+            view,
+            filter: Box::new(|_, _| true),
+            view_owner: (0, 0),
+            owner: None,
+            directory_cache_len: 64 << 20,
+            ahead_threads: cores(),
+        }
     }
 }
 
@@ -209,7 +221,8 @@ pub struct Vfs {
     directories: Cache<BlobId, Arc<Directory>>,
     spots: Cache<NodeAt, Spot>,
     files: Cache<u64, Arc<File>>,
-    lists: Lists,
+    lists: Arc<Lists>,
+    ahead: ReadAhead,
     links: Mutex<HashMap<u64, Link>>,
     /// The root, if it is a directory of a snapshot.
     root: Option<NodeAt>,
@@ -281,7 +294,9 @@ impl Vfs {
             directories: Cache::new(options.directory_cache_len),
             spots: Cache::new(SPOT_CACHE_LEN),
             files: Cache::new(FILE_CACHE_LEN),
-            lists: Lists::new(LIST_CACHE_LEN),
+            lists: Arc::new(Lists::new(LIST_CACHE_LEN)),
+            ahead: ReadAhead::new(repo.clone(), options.ahead_threads)
+                .map_err(|source| repo::Error::System { op: "start threads", source })?,
             links: Mutex::default(),
             state: RwLock::default(),
             known: Mutex::default(),
@@ -339,7 +354,7 @@ impl Vfs {
             // Before any new snapshot is shown, so that its blobs are found.
             self.repo.refresh()?;
         }
-        if new.is_empty() && ids.len() == known.snapshots.len() {
+        if new.is_empty() && ids.len() == known.snapshots.len() && known.at.is_some() {
             known.at = Some(Instant::now());
             return Ok(());
         }
@@ -599,6 +614,10 @@ impl Vfs {
             }
             done += take;
         }
+        match file.single_blob() {
+            Some(id) => self.ahead.after_blob(&id, offset, len),
+            None => self.ahead.after_file(number, &file, &self.lists, offset..offset + len as u64),
+        }
         Ok(len)
     }
 
@@ -706,6 +725,7 @@ impl Vfs {
         let directory =
             Arc::new(Directory::decode(&stored, ranks).map_err(|error| Error::corrupt("directory", id, error))?);
         self.directories.put(id, directory.clone(), directory.len());
+        self.ahead.after_blob(&id, 0, stored.len());
         Ok(directory)
     }
 
@@ -845,7 +865,8 @@ fn data_len(size: u64, content: &Content<'_>) -> u64 {
             };
             parts.iter().map(data).sum()
         }
-        Content::Inline(_) | Content::Whole(_) | Content::List { .. } => size,
+        Content::List { data, .. } => *data,
+        Content::Inline(_) | Content::Whole(_) => size,
     }
 }
 

@@ -257,6 +257,7 @@ fn reads_at_any_place_give_what_is_there() {
     }
     let mut beyond = [0; 10];
     assert_eq!(file.read_at(&mut beyond, 20 << 20).unwrap(), 0);
+    drop(file);
     mount.unmount();
 }
 
