@@ -93,18 +93,21 @@ pub(super) struct ListBuilder {
     parts: Vec<Part>,
     /// Pages that are finished, by level; the first holds pages of parts.
     levels: Vec<Vec<ListChild>>,
+    /// Bytes that are not in holes.
+    data: u64,
 }
 
 /// A finished content list.
 pub(super) enum FinishedList {
     Parts(Vec<u8>, usize),
-    Root(u8, BlobId),
+    /// Level and id of the root page, and how many bytes are data.
+    Root(u8, BlobId, u64),
     Empty,
 }
 
 impl ListBuilder {
     pub(super) fn new() -> Self {
-        Self { parts: Vec::new(), levels: Vec::new() }
+        Self { parts: Vec::new(), levels: Vec::new(), data: 0 }
     }
 
     pub(super) fn push(&mut self, part: Part, store: Store<'_>) -> Result<()> {
@@ -112,6 +115,9 @@ impl ListBuilder {
         if let (Some(Part::Hole { len: last }), Part::Hole { len }) = (self.parts.last_mut(), part) {
             *last += len;
             return Ok(());
+        }
+        if let Part::Data { len, .. } = part {
+            self.data += u64::from(len);
         }
         self.parts.push(part);
         let ends = matches!(part, Part::Data { id, .. } if ends_list(&id));
@@ -166,7 +172,7 @@ impl ListBuilder {
         loop {
             let is_top = level + 1 == self.levels.len();
             match &self.levels[level][..] {
-                [only] if is_top => return Ok(FinishedList::Root(level as u8, only.id)),
+                [only] if is_top => return Ok(FinishedList::Root(level as u8, only.id, self.data)),
                 [] => {}
                 _ => self.end_children(level, store)?,
             }
@@ -195,7 +201,7 @@ impl FinishedList {
                     _ => Content::Parts { hash, parts },
                 }
             }
-            FinishedList::Root(level, root) => Content::List { hash, level: *level, root: *root },
+            FinishedList::Root(level, root, data) => Content::List { hash, level: *level, root: *root, data: *data },
         }
     }
 }
@@ -229,7 +235,10 @@ mod tests {
             let mut found = Vec::new();
             match list.content(size, None) {
                 Content::Parts { parts, .. } => found.extend(parts.iter().map(|part| part.expect("decodes"))),
-                Content::List { level, root, .. } => collect(&pages, level, size, root, &mut found),
+                Content::List { level, root, data, .. } => {
+                    assert_eq!(data, size, "no part is a hole");
+                    collect(&pages, level, size, root, &mut found);
+                }
                 other => panic!("{other:?}"),
             }
             assert!(found.into_iter().eq((0..count).map(part)), "{count}");

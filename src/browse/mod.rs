@@ -184,7 +184,7 @@ mod tests {
         let hollow = sample.blob(BlobKind::List, &ListPage::Children { level: 1, children: hollow }.encode());
         let tree = sample.tree(&[]);
         let (repo, _) = sample.snapshot(tree);
-        let content = Content::List { hash: None, level: 1, root };
+        let content = Content::List { hash: None, level: 1, root, data: size };
 
         let mut read = Vec::new();
         std::io::Read::read_to_end(&mut ContentReader::new(&repo, size, content), &mut read).unwrap();
@@ -198,7 +198,7 @@ mod tests {
         for wrong in [size - 1, size + 1] {
             assert!(parts(&repo, wrong, content).any(|part| part.is_err()), "{wrong}");
         }
-        let content = Content::List { hash: None, level: 1, root: hollow };
+        let content = Content::List { hash: None, level: 1, root: hollow, data: size };
         assert!(matches!(parts(&repo, size, content).last(), Some(Err(Error::Corrupt { .. }))));
     }
 

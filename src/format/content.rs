@@ -88,6 +88,8 @@ pub enum Content<'a> {
         level: u8,
         /// The root page, a blob of kind list.
         root: BlobId,
+        /// Bytes that are not in holes, so that a sparse file is known as one without reading its list.
+        data: u64,
     },
 }
 

@@ -267,10 +267,11 @@ impl<'a> Node<'a> {
                         out.put_varint(parts.count() as u64);
                         out.extend_from_slice(parts.encoded());
                     }
-                    Content::List { hash, level, root } => {
+                    Content::List { hash, level, root, data } => {
                         hash.iter().for_each(|hash| out.extend_from_slice(&hash.0));
                         out.push(level);
                         out.extend_from_slice(&root.0);
+                        out.put_varint(data);
                     }
                 }
             }
@@ -357,7 +358,12 @@ impl<'a> Node<'a> {
                 if level > LIST_LEVEL_MAX {
                     return Err(input.error("list level"));
                 }
-                Content::List { hash, level, root: BlobId(input.array("list id")?) }
+                let root = BlobId(input.array("list id")?);
+                let data = input.varint("data length")?;
+                if data > size {
+                    return Err(input.error("data length"));
+                }
+                Content::List { hash, level, root, data }
             }
             _ => return Err(input.error("content kind")),
         };
@@ -596,7 +602,7 @@ mod tests {
         leaf.push(&node(b"d", Kind::File { size: 3, content: Content::Whole(ContentHash::of(b"xyz")) }));
         let content = Content::Parts { hash: Some(ContentHash([1; 32])), parts: Parts::new(2, &parts) };
         leaf.push(&node(b"e", Kind::File { size: 100, content }));
-        let content = Content::List { hash: None, level: 2, root: BlobId([3; BLOB_ID_LEN]) };
+        let content = Content::List { hash: None, level: 2, root: BlobId([3; BLOB_ID_LEN]), data: 1 << 39 };
         leaf.push(&node(b"f", Kind::File { size: 1 << 40, content }));
         leaf.push(&node(b"g", Kind::Directory { tree: BlobId([4; BLOB_ID_LEN]), entries: 5 }));
         leaf.push(&node(b"h\xff\n", Kind::Symlink { target: b"../x" }));

@@ -192,7 +192,7 @@ mod tests {
         }
         let root = store.put(BlobKind::List, &ListPage::Children { level: 1, children }.encode());
         let repo = store.flush();
-        let file = File::new(at, &Content::List { hash: None, level: 1, root }, &repo).unwrap();
+        let file = File::new(at, &Content::List { hash: None, level: 1, root, data: 0 }, &repo).unwrap();
         let lists = Lists::new(1 << 20);
         assert!(matches!(lists.extent_at(&repo, &file, 0, Wait::No), Err(Error::WouldBlock)));
         for extent in expected {

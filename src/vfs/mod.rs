@@ -865,7 +865,8 @@ fn data_len(size: u64, content: &Content<'_>) -> u64 {
             };
             parts.iter().map(data).sum()
         }
-        Content::Inline(_) | Content::Whole(_) | Content::List { .. } => size,
+        Content::List { data, .. } => *data,
+        Content::Inline(_) | Content::Whole(_) => size,
     }
 }
 
