@@ -25,11 +25,15 @@ pub struct Parts<'a> {
     root: Option<(u8, ListChild)>,
     offset: u64,
     size: u64,
+    on_page: Option<OnPage<'a>>,
 }
+
+/// Called with the id and the length in bytes of each page of a list that is read.
+type OnPage<'a> = Box<dyn FnMut(&BlobId, usize) + 'a>;
 
 /// The parts of a file of `size` bytes. Inline content has none: its bytes are at hand already.
 pub fn parts<'a>(repo: &'a Repository, size: u64, content: Content<'a>) -> Parts<'a> {
-    let mut parts = Parts { repo, short: None, levels: Vec::new(), root: None, offset: 0, size };
+    let mut parts = Parts { repo, short: None, levels: Vec::new(), root: None, offset: 0, size, on_page: None };
     match content {
         Content::Empty | Content::Inline(_) => parts.size = 0,
         Content::Whole(hash) => {
@@ -45,10 +49,18 @@ pub fn parts<'a>(repo: &'a Repository, size: u64, content: Content<'a>) -> Parts
     parts
 }
 
-impl Parts<'_> {
+impl<'a> Parts<'a> {
+    /// Tells `on_page` about each page of the list as it is read.
+    pub fn with_pages(self, on_page: impl FnMut(&BlobId, usize) + 'a) -> Self {
+        Self { on_page: Some(Box::new(on_page)), ..self }
+    }
+
     fn load(&mut self, level: u8, child: ListChild) -> Result<()> {
         let object = || format!("list {}", child.id);
         let page = self.repo.blob(BlobKind::List, &child.id)?;
+        if let Some(on_page) = &mut self.on_page {
+            on_page(&child.id, page.len());
+        }
         match ListPage::decode(&page, level, child.len).map_err(|error| Error::decode(object(), error))? {
             ListPage::Parts(parts) => self.levels.push(Level::Parts(parts.into_iter())),
             ListPage::Children { level, children } => {

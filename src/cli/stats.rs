@@ -14,8 +14,8 @@ use super::{Global, SnapshotFilter};
 use crate::backend::ObjectKind;
 use crate::browse::{self, Event, Walk};
 use crate::format::content::{Content, Part};
-use crate::format::tree::{Kind, Node};
-use crate::id::BlobId;
+use crate::format::tree::{Kind, Node, Tree};
+use crate::id::{BlobId, BlobKind};
 use crate::progress::Progress;
 use crate::repo::Repository;
 
@@ -253,12 +253,31 @@ impl Count<'_> {
             Mode::FilesByContents => self.seen.insert(hash(tree.0)),
             Mode::BlobsPerFile => self.seen.insert(hash((tree.0, path))),
             Mode::RawData => {
-                let new = self.seen.insert(hash(tree.0));
-                if new && let Ok(blob) = self.repo.blob(crate::id::BlobKind::Tree, tree) {
-                    self.blobs += 1;
-                    self.bytes += blob.len() as u64;
+                if !self.seen.insert(hash(tree.0)) {
+                    return false;
                 }
-                new
+                self.count_tree(tree, path);
+                true
+            }
+        }
+    }
+
+    /// Counts the blobs that make up the directory `tree` itself.
+    fn count_tree(&mut self, tree: &BlobId, path: &[u8]) {
+        // What cannot be read is reported when the walk gets there.
+        let Ok(blob) = self.repo.blob(BlobKind::Tree, tree) else { return };
+        self.blobs += 1;
+        self.bytes += blob.len() as u64;
+        let Ok(Tree::Index(pages)) = Tree::decode(&blob) else { return };
+        for page in pages {
+            if self.seen.insert(hash(page.id.0)) {
+                match self.repo.locate(&page.id) {
+                    Some(location) => {
+                        self.blobs += 1;
+                        self.bytes += u64::from(location.len);
+                    }
+                    None => self.progress.error(path, "read the directory", "a page is in no index"),
+                }
             }
         }
     }
@@ -294,22 +313,27 @@ impl Count<'_> {
             }
             Mode::BlobsPerFile | Mode::RawData => {
                 let by_path = self.mode == Mode::BlobsPerFile;
-                let mut new_file = false;
-                for part in browse::parts(self.repo, size, content) {
+                let (mut blobs, mut bytes) = (0, 0);
+                let mut add = |id: &BlobId, len: u64| {
+                    let key = if by_path { hash((id.0, path)) } else { hash(id.0) };
+                    if self.seen.insert(key) {
+                        blobs += 1;
+                        bytes += len;
+                    }
+                };
+                let mut pages = Vec::new();
+                for part in browse::parts(self.repo, size, content).with_pages(|id, len| pages.push((*id, len as u64)))
+                {
                     match part {
-                        Ok((_, Part::Data { id, len })) => {
-                            let key = if by_path { hash((id.0, path)) } else { hash(id.0) };
-                            if self.seen.insert(key) {
-                                new_file = true;
-                                self.blobs += 1;
-                                below.bytes += u64::from(len);
-                            }
-                        }
+                        Ok((_, Part::Data { id, len })) => add(&id, u64::from(len)),
                         Ok(_) => {}
                         Err(error) => self.progress.error(path, "read the content list", error),
                     }
                 }
-                below.files += u64::from(new_file);
+                pages.iter().filter(|_| !by_path).for_each(|(id, len)| add(id, *len));
+                below.files += u64::from(blobs > 0);
+                below.bytes += bytes;
+                self.blobs += blobs;
             }
         }
     }
