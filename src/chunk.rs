@@ -26,7 +26,7 @@ const SCALE_DENSE: u8 = 5;
 /// From here on, in bytes, each doubling of the offset doubles the chunks, so that a large file has few.
 const SCALED_FROM: u64 = 1 << 30;
 /// Bytes of a file's beginning that tell whether it compresses.
-const SAMPLE_LEN: usize = 64 << 10;
+const SAMPLE_LEN: usize = 8 << 10;
 /// Bits a byte, of 8, above which content counts as dense.
 const DENSE_BITS: f64 = 7.6;
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::entry::{self, JsonNode};
 use super::exit::Exit;
 use super::output::quote;
-use super::{Global, SnapshotFilter};
+use super::{Global, SnapshotFilter, json};
 use crate::backend::{ObjectKind, ObjectName};
 use crate::browse;
 use crate::format::content::Part;
@@ -95,7 +95,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
             return Ok(Exit::Success);
         }
     };
-    writeln!(out, "{}", serde_json::to_string_pretty(&value)?)?;
+    json::write_pretty(&mut out, &value)?;
     out.flush()?;
     Ok(Exit::Success)
 }

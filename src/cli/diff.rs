@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::exit::Exit;
 use super::output::{human_size, quote, report_errors};
-use super::{Global, SnapshotFilter, entry};
+use super::{Global, SnapshotFilter, entry, json};
 use crate::browse::{self, Entries, Event, OwnedNode, Walk};
 use crate::format::content::{Content, Part};
 use crate::format::limits::TREE_DEPTH_MAX;
@@ -131,8 +131,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
             added,
             removed,
         };
-        serde_json::to_writer(&mut comparison.out, &statistics)?;
-        writeln!(comparison.out)?;
+        json::write_line(&mut comparison.out, &statistics)?;
     } else if !global.quiet {
         let out = &mut comparison.out;
         let changed = comparison.changed_files;
@@ -377,8 +376,7 @@ impl<'a, W: Write> Comparison<'a, W> {
                 path_hex: entry::hex_unless_text(&path),
                 modifier,
             };
-            serde_json::to_writer(&mut self.out, &change)?;
-            writeln!(self.out)?;
+            json::write_line(&mut self.out, &change)?;
         } else {
             writeln!(self.out, "{modifier:<5}{}", quote(&path))?;
         }

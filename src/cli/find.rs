@@ -13,7 +13,7 @@ use super::entry::{self, JsonNode};
 use super::exit::Exit;
 use super::output::{quote, report_errors};
 use super::select::parse_time;
-use super::{Global, SnapshotFilter};
+use super::{Global, SnapshotFilter, json};
 use crate::browse::{self, Event, Walk};
 use crate::format::content::Part;
 use crate::format::snapshot::Snapshot;
@@ -334,7 +334,7 @@ impl<W: Write> Search<'_, W> {
                 (false, _) => ",",
             };
             write!(self.out, "{start}")?;
-            serde_json::to_writer(&mut self.out, &JsonNode::new(node, path, snapshot))?;
+            json::write(&mut self.out, &JsonNode::new(node, path, snapshot))?;
         } else if self.args.null {
             self.out.write_all(path)?;
             self.out.write_all(b"\0")?;
@@ -375,8 +375,7 @@ impl<W: Write> Search<'_, W> {
                 snapshot: snapshot_id.to_hex(),
                 time: entry::rfc3339(snapshot.time),
             };
-            serde_json::to_writer(&mut self.out, &object)?;
-            writeln!(self.out)?;
+            json::write_line(&mut self.out, &object)?;
         } else {
             writeln!(self.out, "Found {sort} {id}")?;
             let place = if sort == "tree" { "path" } else { "file" };

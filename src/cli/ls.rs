@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::entry::{self, JsonNode};
 use super::exit::Exit;
 use super::output::quote;
-use super::{Global, SnapshotFilter};
+use super::{Global, SnapshotFilter, json};
 use crate::browse::{self, Event, Walk};
 use crate::format::snapshot::Snapshot;
 use crate::format::tree::{Kind, Node};
@@ -107,8 +107,7 @@ impl<W: Write> Listing<'_, W> {
                 message_type: "snapshot",
                 struct_type: "snapshot",
             };
-            serde_json::to_writer(&mut self.out, &head)?;
-            writeln!(self.out)?;
+            json::write_line(&mut self.out, &head)?;
         } else if !quiet && !self.args.null {
             let paths: Vec<_> = self.snapshot.paths.iter().map(|path| quote(path)).collect();
             let (user, host) = (quote(self.snapshot.user.as_bytes()), quote(self.snapshot.host.as_bytes()));
@@ -153,8 +152,7 @@ impl<W: Write> Listing<'_, W> {
     fn show(&mut self, path: &[u8], node: &Node<'_>) -> Result<()> {
         if self.json {
             let node = JsonNode::new(node, path, self.snapshot);
-            serde_json::to_writer(&mut self.out, &JsonLine { node, message_type: "node", struct_type: "node" })?;
-            writeln!(self.out)?;
+            json::write_line(&mut self.out, &JsonLine { node, message_type: "node", struct_type: "node" })?;
         } else if self.args.null {
             self.out.write_all(path)?;
             self.out.write_all(b"\0")?;

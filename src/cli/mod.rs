@@ -12,6 +12,7 @@ pub mod entry;
 pub mod exit;
 pub mod find;
 pub mod init;
+pub mod json;
 pub mod key;
 pub mod ls;
 #[cfg(feature = "mount")]

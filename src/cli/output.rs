@@ -29,7 +29,7 @@ pub fn quote_lines(text: &str) -> String {
 }
 
 /// Control characters, and those that reorder or hide text, are not.
-fn is_printable(c: char) -> bool {
+pub fn is_printable(c: char) -> bool {
     !c.is_control()
         && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::exit::Exit;
 use super::output::{human_size, quote, report_errors};
-use super::{Global, SnapshotFilter, entry};
+use super::{Global, SnapshotFilter, entry, json};
 use crate::progress::Progress;
 use crate::restore::{self, Action, Options, Overwrite, Select, Selection};
 use crate::source::exclude::read_patterns;
@@ -176,7 +176,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
                 item_hex: entry::hex_unless_text(path),
                 size,
             };
-            serde_json::to_writer(&mut out, &status).map_err(Into::into).and_then(|()| writeln!(out))
+            json::write_line(&mut out, &status)
         } else {
             writeln!(out, "{:<9} {} {}", name(action), quote(path), human_size(size))
         };

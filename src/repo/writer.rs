@@ -24,6 +24,8 @@ use crate::seal::{BLOB_TABLE_UNIT, Compressor, SEGMENT_TABLE_UNIT, Sealer, TAG_L
 pub const PACK_LEN_DEFAULT: u64 = 16 << 20;
 /// A pack is closed when it is estimated to come this close to its full length: what the estimate may be wrong by.
 const PACK_MARGIN: u64 = 96 << 10;
+/// One segment of data in this many is decompressed again and compared before it is stored.
+const VERIFY_ONE_IN: u32 = 8;
 /// Most plain bytes of a pack, so that offsets and tables stay small even if everything compresses to nothing.
 const PACK_PLAIN_LEN_MAX: u32 = 256 << 20;
 /// Blobs that are written without an index object at most: bounds memory and what an interrupted run has to repeat.
@@ -71,6 +73,8 @@ struct Sealed {
 /// A pack being filled, or waiting for its last segments.
 struct Pack {
     number: u64,
+    /// It holds trees and lists: all of its segments are verified.
+    is_metadata: bool,
     sealer: Arc<Sealer>,
     blobs: Vec<PackedBlob>,
     plain_len: u32,
@@ -117,12 +121,13 @@ thread_local! {
     static COMPRESSOR: RefCell<Option<(i32, Compressor)>> = const { RefCell::new(None) };
 }
 
-fn compress(level: i32, plain: &[u8]) -> std::io::Result<Vec<u8>> {
+fn compress(level: i32, plain: &[u8], verify: bool) -> std::io::Result<Vec<u8>> {
     COMPRESSOR.with_borrow_mut(|slot| {
         if slot.as_ref().is_none_or(|(have, _)| *have != level) {
             *slot = Some((level, Compressor::new(level)?));
         }
-        slot.as_mut().expect("just filled").1.run(plain)
+        let compressor = &mut slot.as_mut().expect("just filled").1;
+        if verify { compressor.run(plain) } else { compressor.run_unverified(plain) }
     })
 }
 
@@ -189,7 +194,7 @@ impl Writer {
             self.close(slot)?;
         }
         if self.open[slot].is_none() {
-            self.open[slot] = Some(self.new_pack()?);
+            self.open[slot] = Some(self.new_pack(slot != 0)?);
         }
         let pack = self.open[slot].as_mut().expect("just opened");
         pack.blobs.push(PackedBlob { kind, id, len: plain.len() as u32 });
@@ -212,13 +217,14 @@ impl Writer {
         Ok(true)
     }
 
-    fn new_pack(&mut self) -> Result<Pack> {
+    fn new_pack(&mut self, is_metadata: bool) -> Result<Pack> {
         let sealer =
             Sealer::new(&self.repo.keys, &self.repo.id, StoredKind::Pack).map_err(system("read random bytes"))?;
         let stored = sealer.header().to_vec();
         self.next_number += 1;
         Ok(Pack {
             number: self.next_number,
+            is_metadata,
             offsets: vec![stored.len() as u32],
             sealed_len: stored.len() as u64,
             sealer: Arc::new(sealer),
@@ -235,11 +241,12 @@ impl Writer {
     fn seal_tail(pack: &mut Pack, pool: &Pool, sender: &std::sync::mpsc::Sender<Sealed>, level: i32) {
         let plain = std::mem::replace(&mut pack.tail, Vec::with_capacity(SEGMENT_LEN));
         let (number, unit, sealer, sender) = (pack.number, pack.units, pack.sealer.clone(), sender.clone());
+        let verify = pack.is_metadata || unit.is_multiple_of(VERIFY_ONE_IN);
         pack.units += 1;
         pack.plain_in_flight += plain.len();
         pool.submit(Urgency::Urgent, move || {
             let sealed =
-                compress(level, &plain).map(|compressed| sealer.seal(u64::from(unit), plain.len(), compressed));
+                compress(level, &plain, verify).map(|compressed| sealer.seal(u64::from(unit), plain.len(), compressed));
             // The receiver is gone only if the writer was dropped, and then nobody wants the segment.
             let _ = sender.send(Sealed { pack: number, unit, plain_len: plain.len(), bytes: sealed });
         });
@@ -376,7 +383,7 @@ impl Pack {
     /// Adds padding, tables and footer.
     fn finish(mut self) -> Result<Finished> {
         let seal = |unit, plain: &[u8]| -> Result<Vec<u8>> {
-            let compressed = compress(LEVEL_DEFAULT, plain).map_err(system("compress a table"))?;
+            let compressed = compress(LEVEL_DEFAULT, plain, true).map_err(system("compress a table"))?;
             Ok(self.sealer.seal(unit, plain.len(), compressed))
         };
         let mut blob_table = Vec::with_capacity(self.blobs.len() * 24);
