@@ -163,7 +163,7 @@ enum Read {
 
 /// Plays `edits` in a new sandbox and compares every snapshot with the source as it was.
 fn play(edits: &[Edit], read: Read) {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::fast();
     let source = sandbox.source();
     let mut models = Vec::new();
     for edit in edits.iter().chain([&Edit::Backup]) {

@@ -73,7 +73,7 @@ fn overwrite(file: &Path, bytes: &[u8]) {
 
 /// A repository of two snapshots, with the source that the later one holds.
 fn healthy() -> Sandbox {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::fast();
     sandbox.write("large", generate::noise(1, 3 << 20));
     sandbox.write("text", generate::text(2, 400_000));
     for n in 0..50 {
