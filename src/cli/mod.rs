@@ -191,7 +191,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn harden() {
     #[cfg(target_env = "gnu")]
     for (parameter, value) in
-        [(libc::M_MMAP_THRESHOLD, 64 << 20), (libc::M_TRIM_THRESHOLD, 128 << 20), (libc::M_TOP_PAD, 8 << 20)]
+        [(libc::M_MMAP_THRESHOLD, 8 << 20), (libc::M_TRIM_THRESHOLD, 32 << 20), (libc::M_TOP_PAD, 4 << 20)]
     {
         // SAFETY: `mallopt` only changes numbers of the allocator, and no other thread runs yet.
         unsafe { libc::mallopt(parameter, value) };

@@ -220,7 +220,9 @@ impl Writer {
     fn new_pack(&mut self, is_metadata: bool) -> Result<Pack> {
         let sealer =
             Sealer::new(&self.repo.keys, &self.repo.id, StoredKind::Pack).map_err(system("read random bytes"))?;
-        let stored = sealer.header().to_vec();
+        // Once, so that a pack is not copied as it grows; untouched memory costs nothing.
+        let mut stored = Vec::with_capacity((self.options.pack_len + (1 << 20)) as usize);
+        stored.extend_from_slice(&sealer.header());
         self.next_number += 1;
         Ok(Pack {
             number: self.next_number,
