@@ -6,8 +6,6 @@
 use fastcdc::v2020::{Normalization, cut_gear, select_masks};
 use zeroize::Zeroizing;
 
-use crate::format::limits::BLOB_LEN_MAX;
-
 /// Sizes of chunks in bytes, powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkSizes {
@@ -19,6 +17,8 @@ pub struct ChunkSizes {
     pub max: u32,
 }
 
+/// No chunk of any scale is longer, in bytes: large files are read and cut in runs of this length.
+pub const CHUNK_LEN_MAX: usize = 4 << 20;
 /// Doublings of the sizes at most.
 pub const SCALE_MAX: u8 = 6;
 /// Content that does not compress is cut in chunks of this scale at least: it does not change a little here and there.
@@ -41,7 +41,7 @@ impl ChunkSizes {
         [min, avg, max].iter().all(|size| size.is_power_of_two())
             && (256..=16 << 10).contains(&min)
             && (1024..=64 << 10).contains(&avg)
-            && (max as usize) << SCALE_MAX <= BLOB_LEN_MAX
+            && (max as usize) << SCALE_MAX <= CHUNK_LEN_MAX
             && min < avg
             && avg < max
     }

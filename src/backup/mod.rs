@@ -19,8 +19,8 @@ mod walker;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use crate::browse::{self, OwnedNode};
 use crate::format::content::{Content, Part, Parts};
@@ -42,6 +42,8 @@ use self::tree_builder::{ListBuilder, TreeBuilder};
 /// Content up to this length, in bytes, is kept inside the tree. Measured in bygone-format(5), "CHOICES".
 const INLINE_LEN: usize = 512;
 
+/// How soon a wait for the source notices that the run was cancelled.
+const CANCEL_CHECK: Duration = Duration::from_millis(100);
 /// Age in seconds at which a temporary file of the store belongs to nobody any more.
 const LEFTOVER_AGE_S: u64 = 24 * 3600;
 
@@ -132,7 +134,8 @@ pub fn run(repo: &Arc<Repository>, options: Options, progress: &Arc<Progress>) -
     repo.hide_lost_packs()?;
     if !options.dry_run {
         // What interrupted runs left; younger files may belong to a run that goes on.
-        repo.backend().clean(LEFTOVER_AGE_S).map_err(repo::Error::from)?;
+        // A store that refuses to delete is no reason to make no backup.
+        let _ = repo.backend().clean(LEFTOVER_AGE_S);
     }
 
     let threads = if options.threads == 0 { cores() } else { options.threads };
@@ -200,8 +203,11 @@ fn is_unchanged(repo: &Repository, parent: &Snapshot, record: &Snapshot) -> repo
         let (old, new) = (browse::resolve(repo, parent, path)?, browse::resolve(repo, record, path)?);
         let (Some(old), Some(new)) = (old, new) else { return Ok(false) };
         let (old, new) = (old.node(), new.node());
-        let ownership = |metadata: &Metadata| (metadata.mode, metadata.uid, metadata.gid);
-        if old.kind != new.kind || old.xattrs != new.xattrs || ownership(&old.metadata) != ownership(&new.metadata) {
+        // A stream's times are those of the run.
+        let is_stream = new.metadata.inode == 0;
+        let seen =
+            |metadata: &Metadata| (metadata.mode, metadata.uid, metadata.gid, (!is_stream).then_some(metadata.mtime));
+        if old.kind != new.kind || old.xattrs != new.xattrs || seen(&old.metadata) != seen(&new.metadata) {
             return Ok(false);
         }
     }
@@ -272,10 +278,13 @@ impl Committer {
     /// Takes everything; returns the root directory's node.
     fn take(&mut self, steps: Receiver<scan::Step>) -> Result<OwnedNode, Error> {
         let lost = || repo::Error::System { op: "back up", source: std::io::Error::other("a thread ended early") };
-        for step in steps {
-            if self.progress.is_cancelled() {
-                return Err(repo::Error::Cancelled.into());
-            }
+        loop {
+            let step = match steps.recv_timeout(CANCEL_CHECK) {
+                _ if self.progress.is_cancelled() => return Err(repo::Error::Cancelled.into()),
+                Ok(step) => step,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
             match step {
                 scan::Step::Batch(batch) => {
                     let batch = batch.recv().map_err(|_| lost())?;
@@ -322,9 +331,13 @@ impl Committer {
             }
             Item::Done(done) => self.done(done, content),
             Item::Link { name, metadata } => {
-                // Its first name failed to be read, and that was told, if nothing is known of it.
                 let key = (metadata.dev, metadata.inode);
-                let Some(first) = self.links.get(&key) else { return Ok(()) };
+                let Some(first) = self.links.get(&key) else {
+                    let directory = self.directories.last().map_or(&b"/"[..], |directory| directory.path());
+                    let path = [directory, b"/", &name].concat();
+                    self.progress.error(&path, "read", "another name of the same file could not be read");
+                    return Ok(());
+                };
                 let first = first.node.clone();
                 let node = Node { name: &name, ..first.node() };
                 if let Kind::File { size, .. } = node.kind {
@@ -460,6 +473,11 @@ impl Committer {
                 let stream = self.streams.remove(0);
                 directory.push(&stream.node(), &mut |leaf| self.store_plain(BlobKind::Tree, leaf))?;
             }
+        }
+        if self.directories.is_empty() && self.streams.first().is_some_and(|stream| stream.node().name == node.name) {
+            let object = format!("stream {}", String::from_utf8_lossy(node.name));
+            let what = "what is backed up has an entry of that name in the root directory".to_owned();
+            return Err(repo::Error::Clash { object, what });
         }
         directory.push(node, &mut |leaf| self.store_plain(BlobKind::Tree, leaf))?;
         self.directories.push(directory);

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use crate::chunk::{Chunker, Scale};
+use crate::chunk::{CHUNK_LEN_MAX, Chunker, Scale};
 use crate::format::snapshot::Snapshot;
 use crate::format::tree::{Kind, Metadata, Time, Xattrs};
 use crate::id::{BlobId, ContentHash, ObjectId};
@@ -32,8 +32,8 @@ const BATCH_LEN: u64 = 1 << 20;
 const BATCH_READ_MAX: usize = 128;
 /// Entries in a batch.
 const BATCH_ITEMS_MAX: usize = 1024;
-/// Bytes of a run of a large file.
-const RUN_LEN: usize = 4 << 20;
+/// Bytes of a run of a large file: enough to cut at least one chunk.
+const RUN_LEN: usize = CHUNK_LEN_MAX;
 /// Holes up to this many bytes are hashed as zeros; a file with more has no hash of its whole content.
 const HOLES_HASHED_MAX: u64 = 256 << 20;
 /// Inodes with several names that are remembered while their other names are looked for.
@@ -252,8 +252,9 @@ struct Scanner<'a> {
     batch: Batch,
     batch_len: u64,
     batch_read: usize,
-    /// Names still to come of inodes with several.
-    links: HashMap<(u64, u64), u32>,
+    /// Inodes with several names: how many are still to come, and when the inode had changed last. One that has changed
+    /// since may be another file by now.
+    links: HashMap<(u64, u64), (u32, Time)>,
 }
 
 impl Scanner<'_> {
@@ -366,7 +367,9 @@ impl Scanner<'_> {
         let mut is_linked = false;
         if metadata.nlink > 1 && matches!(entry.kind(), EntryKind::File { .. }) {
             let key = (metadata.dev, metadata.inode);
-            if let Some(left) = self.links.get_mut(&key) {
+            if let Some((left, ctime)) = self.links.get_mut(&key)
+                && *ctime == metadata.ctime
+            {
                 *left -= 1;
                 let is_last = *left == 0;
                 self.item(Item::Link { name: entry.name().to_vec(), metadata })?;
@@ -377,7 +380,7 @@ impl Scanner<'_> {
                 return Ok(());
             }
             if self.links.len() < LINKS_MAX {
-                self.links.insert(key, metadata.nlink - 1);
+                self.links.insert(key, (metadata.nlink - 1, metadata.ctime));
                 is_linked = true;
             }
         }

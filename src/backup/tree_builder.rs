@@ -5,7 +5,7 @@
 use crate::format::content::{Content, ListChild, ListPage, Part, Parts};
 use crate::format::tree::{LeafBuilder, Node, Page, Tree};
 use crate::id::{BlobId, ContentHash};
-use crate::repo::Result;
+use crate::repo::{Error, Result};
 
 use super::scan::Directory;
 
@@ -51,6 +51,11 @@ impl TreeBuilder {
         Self { directory, leaf: LeafBuilder::new(), pages: Vec::new() }
     }
 
+    /// Path of the directory.
+    pub(super) fn path(&self) -> &[u8] {
+        &self.directory.path
+    }
+
     pub(super) fn push(&mut self, node: &Node<'_>, store: Store<'_>) -> Result<()> {
         self.leaf.push(node);
         if self.leaf.len() >= LEAF_LEN_MAX || self.leaf.len() >= LEAF_LEN_MIN && ends_leaf(node.name) {
@@ -61,7 +66,12 @@ impl TreeBuilder {
 
     fn end_page(&mut self, store: Store<'_>) -> Result<()> {
         let (first, count, ranks) = (self.leaf.first().to_vec(), self.leaf.count(), self.leaf.ranks());
-        let id = store(&self.leaf.finish())?;
+        let leaf = self.leaf.finish();
+        // What no reader would accept must not be stored: one bad entry would take hundreds with it.
+        Tree::decode(&leaf).map_err(|error| {
+            Error::decode(format!("the new tree of {}", String::from_utf8_lossy(&self.directory.path)), error)
+        })?;
+        let id = store(&leaf)?;
         self.pages.push(Finished { first, id, count, ranks });
         Ok(())
     }

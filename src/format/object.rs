@@ -13,6 +13,12 @@ const LEVEL: i32 = 3;
 
 /// Seals `plain` as an object of `kind`.
 pub fn seal(keys: &Keys, repository: &RepositoryId, kind: StoredKind, plain: &[u8]) -> std::io::Result<Vec<u8>> {
+    if plain.len() > OBJECT_PLAIN_LEN_MAX {
+        return Err(std::io::Error::other(format!(
+            "{} bytes are more than the {OBJECT_PLAIN_LEN_MAX} of an object",
+            plain.len()
+        )));
+    }
     let sealer = Sealer::new(keys, repository, kind)?;
     let mut out = sealer.header().to_vec();
     out.extend_from_slice(&(plain.len() as u32).to_le_bytes());

@@ -60,7 +60,12 @@ impl Footer {
         let tables = u64::from(footer.blob_table_sealed_len) + u64::from(footer.segment_table_sealed_len);
         let fits = u64::from(footer.blob_table_offset) + tables + FOOTER_LEN as u64 == pack_len;
         let plain_max = footer.blob_table_plain_len.max(footer.segment_table_plain_len) as usize;
-        if !fits || (footer.blob_table_offset as usize) < HEADER_LEN || plain_max > TABLE_LEN_MAX {
+        let sealed_max = footer.blob_table_sealed_len.max(footer.segment_table_sealed_len) as usize;
+        if !fits
+            || sealed_max > TABLE_LEN_MAX + (1 << 20)
+            || (footer.blob_table_offset as usize) < HEADER_LEN
+            || plain_max > TABLE_LEN_MAX
+        {
             return Err(input.error("pack footer"));
         }
         Ok(footer)

@@ -108,7 +108,13 @@ impl<'a> Xattrs<'a> {
     pub fn encode(pairs: &mut [(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
         pairs.sort();
         let mut out = Vec::new();
+        let mut last: &[u8] = b"";
         for (name, value) in pairs {
+            // A file system may name one twice, or not at all; the first value counts.
+            if name.as_slice() == last {
+                continue;
+            }
+            last = name;
             out.put_bytes(name);
             out.put_bytes(value);
         }

@@ -284,6 +284,7 @@ fn read_packs(
     progress.bytes_total.store(ids.iter().map(|id| indexed[id]).sum(), Ordering::Relaxed);
     let system = |source| Error::System { op: "start threads", source };
     let pool = Pool::new("check", cores()).map_err(system)?;
+    let expected = ids.len() as u64;
     let (results, receiver) = sync_channel(ids.len().max(1));
     for id in ids {
         let (repo, results, progress, len) = (repo.clone(), results.clone(), progress.clone(), indexed[&id]);
@@ -300,7 +301,13 @@ fn read_packs(
         report.bytes_read += len;
         problems.into_iter().for_each(|problem| report.problem(problem));
     }
-    if progress.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    if progress.is_cancelled() {
+        return Err(Error::Cancelled);
+    }
+    if report.packs_read < expected {
+        report.problem(format!("{} packs could not be checked: this program failed", expected - report.packs_read));
+    }
+    Ok(())
 }
 
 /// Everything that is wrong with a pack: its bytes against its name, its blobs against their ids and the index.

@@ -74,6 +74,14 @@ pub enum Error {
         /// The versions this program reads.
         supported: &'static str,
     },
+    /// Two things were given the same place in a snapshot.
+    #[error("{object} cannot be stored: {what}")]
+    Clash {
+        /// Which.
+        object: String,
+        /// Why.
+        what: String,
+    },
     /// No snapshot matches.
     #[error("{0}")]
     NoSnapshot(String),
@@ -298,7 +306,10 @@ impl Repository {
 
     /// Commits a snapshot: the one moment at which a backup comes to exist. Everything it names must be durable.
     pub fn put_snapshot(&self, snapshot: &Snapshot) -> Result<ObjectId> {
-        let stored = object::seal(&self.keys, &self.id, StoredKind::Snapshot, &snapshot.encode())
+        // What no reader would accept must not be written: it would stand in the way of every later command.
+        let plain = snapshot.encode();
+        Snapshot::decode(&plain).map_err(|error| Error::decode("the new snapshot's record", error))?;
+        let stored = object::seal(&self.keys, &self.id, StoredKind::Snapshot, &plain)
             .map_err(|source| Error::System { op: "seal a snapshot", source })?;
         let id = ObjectId::of(&stored);
         self.backend.put(ObjectName::new(ObjectKind::Snapshot, id), &stored)?;
@@ -457,9 +468,10 @@ fn find_key(backend: &dyn Backend, repository: &RepositoryId, password: &[u8]) -
         match read_key(backend, &id) {
             Ok(key) => {
                 readable = true;
-                let opened = key.unwrap(repository, password);
-                if let Some(master) = opened.map_err(|source| Error::System { op: "derive a key", source })? {
-                    return Ok((id, master));
+                match key.unwrap(repository, password) {
+                    Ok(Some(master)) => return Ok((id, master)),
+                    Ok(None) => {}
+                    Err(source) => failed = Some(Error::System { op: "derive a key", source }),
                 }
             }
             Err(error) => failed = Some(error),
