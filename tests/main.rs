@@ -8,6 +8,7 @@
 mod support;
 
 mod cli;
+mod docs;
 mod faults;
 mod fidelity;
 mod golden;

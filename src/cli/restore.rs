@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -145,6 +145,18 @@ fn name(action: Action) -> &'static str {
     }
 }
 
+/// A restore must not write into the repository it reads, nor delete from it.
+fn refuse_repository(target: &Path, location: &str) -> Result<()> {
+    let Ok(repository) = std::fs::canonicalize(location) else { return Ok(()) };
+    // The target may not exist yet; what exists of its path says where it will be.
+    let absolute = std::path::absolute(target)?;
+    let existing = absolute.ancestors().find_map(|path| std::fs::canonicalize(path).ok());
+    if existing.is_some_and(|path| path.starts_with(&repository)) {
+        bail!("the target `{}` lies in the repository; restore into another directory", target.display());
+    }
+    Ok(())
+}
+
 /// Runs the command.
 pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     let started = std::time::Instant::now();
@@ -155,8 +167,9 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     }
     let repo = global.open_repository()?;
     let (id, snapshot, path) = global.select_snapshot(&repo, &args.filter, &args.snapshot)?;
-    // A repository that lies within the target is not surplus.
     let location = repo.location();
+    refuse_repository(&args.target, &location)?;
+    // A repository that lies within the target is not surplus.
     let protected = std::fs::metadata(&location).map(|found| (found.dev(), found.ino()));
     let report = |path: &[u8], action: Action, size: u64| {
         let detail = match action {

@@ -1,5 +1,7 @@
 //! `bygone version`: what this program is.
 
+use std::io::Write;
+
 use anyhow::Result;
 
 use super::Global;
@@ -12,11 +14,16 @@ pub struct Args {}
 
 /// Prints the version.
 pub fn run(_: &Args, global: &Global) -> Result<Exit> {
+    let mut out = std::io::stdout().lock();
     let version = env!("CARGO_PKG_VERSION");
     if global.json {
-        println!("{}", serde_json::json!({"message_type": "version", "version": version, "format_version": VERSION}));
+        writeln!(
+            out,
+            "{}",
+            serde_json::json!({"message_type": "version", "version": version, "format_version": VERSION})
+        )?;
     } else {
-        println!("bygone {version} (repository format {VERSION})");
+        writeln!(out, "bygone {version} (repository format {VERSION})")?;
     }
     Ok(Exit::Success)
 }

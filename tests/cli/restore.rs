@@ -216,3 +216,14 @@ fn an_ordinary_user_is_told_what_could_not_be_set() {
     assert!(matches!(run.code, Some(0 | 3)), "{run:?}");
     assert_eq!(fs::read(target.join("a")).unwrap(), b"content of a");
 }
+
+#[test]
+fn a_restore_into_the_repository_is_refused_and_harms_nothing() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "content");
+    sandbox.backup();
+    for target in [sandbox.repository(), sandbox.repository().join("below/it")] {
+        sandbox.run(args!["restore", "latest", "--target", target, "--delete"]).expect_code(1);
+    }
+    sandbox.ok(args!["check", "--read-data"]);
+}
