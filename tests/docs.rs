@@ -103,7 +103,7 @@ fn a_reader_written_from_the_page_alone_reads_a_repository() {
         ("inline", b"a few bytes".to_vec()),
         ("whole", text(1, 5000)),
         ("parts", text(2, 300_000)),
-        ("list", text(3, 9_000_000)),
+        ("list", text(3, 40_000_000)),
         ("noise", noise(1, 700_000)),
     ];
     for (name, content) in &files {
