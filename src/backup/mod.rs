@@ -39,7 +39,7 @@ use self::scan::{Item, Run, Was};
 pub use self::stream::{Stream, StreamSource};
 use self::tree_builder::{ListBuilder, TreeBuilder};
 
-/// Content up to this length, in bytes, is kept inside the tree. Measured in bygone-format(5), "CHOICES".
+/// Content up to this length, in bytes, is kept inside the tree.
 const INLINE_LEN: usize = 512;
 
 /// How soon a wait for the source notices that the run was cancelled.
