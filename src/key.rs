@@ -12,11 +12,29 @@ use crate::format::header::{HEADER_LEN, Header, StoredKind};
 use crate::format::tree::Time;
 use crate::id::{BlobId, BlobKind, ContentHash, RepositoryId};
 
+/// Memory for Argon2id, in large pages where the system has them: entering 64 MiB in small ones takes a third of the time
+/// that the derivation takes.
+fn memory_in_large_pages(blocks: usize) -> Vec<argon2::Block> {
+    const PAGE: usize = 4096;
+    let mut memory: Vec<argon2::Block> = Vec::with_capacity(blocks);
+    let address = memory.as_ptr() as usize;
+    let (from, to) = (address.next_multiple_of(PAGE), address + memory.capacity() * size_of::<argon2::Block>());
+    if from < to {
+        // SAFETY: the range is within this vector's own memory, and the advice changes nothing that can be seen.
+        let _ = unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_HUGEPAGE) };
+    }
+    memory.resize(blocks, argon2::Block::new());
+    memory
+}
+
 /// Cost of Argon2id for new keys: above the OWASP password storage recommendation for one pass (46 MiB), and half of what
 /// opening a repository takes (50 of 100 ms on two cores); three passes would double that for every command.
 const COST: Cost = Cost { memory_kib: 64 << 10, passes: 1, lanes: 4 };
 /// Highest cost that a key object may ask of a reader: 1 GiB, 16 passes, 64 lanes. A hostile one cannot take more.
 const COST_MAX: Cost = Cost { memory_kib: 1 << 20, passes: 16, lanes: 64 };
+
+/// KiB that Argon2id needs for each lane.
+const MEMORY_KIB_PER_LANE: u32 = 8;
 
 const WRAPPED_LEN: usize = 32 + 16;
 const LABEL_LEN_MAX: usize = 4096;
@@ -184,9 +202,10 @@ impl KeyObject {
         let bad = |error: argon2::Error| std::io::Error::other(format!("Argon2id failed: {error}"));
         let Cost { memory_kib, passes, lanes } = self.cost;
         let params = argon2::Params::new(memory_kib, passes, lanes, Some(32)).map_err(bad)?;
+        let mut memory = memory_in_large_pages(params.block_count());
         let argon = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
         let mut key = Zeroizing::new([0u8; 32]);
-        argon.hash_password_into(password, &self.header.salt, &mut *key).map_err(bad)?;
+        argon.hash_password_into_with_memory(password, &self.header.salt, &mut *key, &mut memory[..]).map_err(bad)?;
         let commitment = blake3::derive_key("bygone 2026-11 key commitment", &*key);
         Ok((key, commitment))
     }
@@ -217,7 +236,7 @@ impl KeyObject {
         out
     }
 
-    /// Decodes a key object; refuses costs above the cap.
+    /// Decodes a key object; refuses costs above the cap, and those that Argon2id is not defined for.
     pub fn decode(stored: &[u8]) -> Result<KeyObject> {
         let mut input = Decoder::new(stored);
         let header = Header::decode(input.take(HEADER_LEN, "key header")?, StoredKind::Key)?;
@@ -225,6 +244,9 @@ impl KeyObject {
             Cost { memory_kib: input.u32("memory cost")?, passes: input.u32("time cost")?, lanes: input.u32("lanes")? };
         if cost.memory_kib > COST_MAX.memory_kib || cost.passes > COST_MAX.passes || cost.lanes > COST_MAX.lanes {
             return Err(input.error("password cost (above what this program accepts)"));
+        }
+        if cost.passes == 0 || cost.lanes == 0 || cost.memory_kib < MEMORY_KIB_PER_LANE * cost.lanes {
+            return Err(input.error("password cost (below what Argon2id needs)"));
         }
         let sec = input.signed("creation time")?;
         let nsec = input.varint_u32("creation time")?;
@@ -283,6 +305,18 @@ mod tests {
         let mut key = object(&MasterKey::random().expect("randomness"), b"x");
         key.cost.memory_kib = COST_MAX.memory_kib + 1;
         assert!(KeyObject::decode(&key.encode()).is_err());
+    }
+
+    #[test]
+    fn a_key_object_whose_cost_argon2_is_not_defined_for_is_refused_by_name() {
+        let key = object(&MasterKey::random().expect("randomness"), b"x");
+        assert!(KeyObject::decode(&key.encode()).is_ok());
+        for (memory_kib, passes, lanes) in [(64, 0, 1), (64, 1, 0), (7, 1, 1), (31, 1, 4), (0, 0, 0)] {
+            let mut bad = key.clone();
+            bad.cost = Cost { memory_kib, passes, lanes };
+            let error = KeyObject::decode(&bad.encode()).expect_err("no such cost");
+            assert!(error.to_string().contains("password cost"), "{error}");
+        }
     }
 
     #[test]

@@ -161,6 +161,9 @@ fn the_limits_of_the_page_are_those_of_the_program() {
     assert_eq!(limit("content inline"), limits::INLINE_LEN_MAX as u64);
     assert_eq!(limit("levels of a content list"), u64::from(limits::LIST_LEVEL_MAX));
     assert_eq!(limit("depth of directories"), limits::TREE_DEPTH_MAX as u64);
+    assert_eq!(limit("parts in a node, entries of a page"), limits::PARTS_MAX as u64);
+    assert_eq!(limit("fields of a snapshot"), limits::SNAPSHOT_FIELDS_MAX as u64);
+    assert_eq!(limit("entries of a snapshot"), limits::ENTRIES_MAX);
 }
 
 #[test]
@@ -169,10 +172,29 @@ fn manual_pages_have_no_mistakes() {
     let man = Path::new(env!("CARGO_MANIFEST_DIR")).join("man");
     for entry in fs::read_dir(man).unwrap() {
         let path = entry.unwrap().path();
-        // Generated pages break long words of tables; the one written by hand must not.
-        let warnings = if path.ends_with("bygone-format.5") { "-ww" } else { "-wmac" };
+        // Generated pages break long words of tables; those written by hand must not.
+        let warnings =
+            if [5, 7].iter().any(|section| path.extension().is_some_and(|found| *found == *section.to_string())) {
+                "-ww"
+            } else {
+                "-wmac"
+            };
         let checked = Command::new("groff").args(["-man", "-Tutf8", "-z", warnings]).arg(&path).output().unwrap();
         let said = String::from_utf8_lossy(&checked.stderr);
         assert!(checked.status.success() && said.is_empty(), "{}: {said}", path.display());
     }
+}
+
+#[test]
+fn the_page_of_backends_has_every_option_of_theirs_and_no_other() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("man/bygone-backends.7")).unwrap();
+    let words: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix(".B ")).collect();
+    let is_option = |word: &&str| word.starts_with("s3.") || word.starts_with("swift.");
+    let mut described: Vec<String> = words.into_iter().filter(is_option).map(|word| word.replace('\\', "")).collect();
+    described.sort();
+    described.dedup();
+    let options = bygone::backend::s3::OPTIONS.iter().chain(bygone::backend::swift::OPTIONS);
+    let mut known: Vec<String> = options.map(|(name, _)| (*name).to_owned()).collect();
+    known.sort();
+    assert_eq!(described, known);
 }

@@ -11,11 +11,26 @@ pub struct DecodeError {
     pub what: &'static str,
     /// Where in the input, in bytes.
     pub offset: usize,
+    /// It is well formed as far as can be told, and of a sort that only later versions know.
+    pub newer: bool,
+}
+
+impl DecodeError {
+    /// Bytes at `offset` that cannot be what the format says.
+    pub fn new(what: &'static str, offset: usize) -> Self {
+        Self { what, offset, newer: false }
+    }
+
+    /// Bytes at `offset` that a later version may have written.
+    pub fn newer(what: &'static str, offset: usize) -> Self {
+        Self { what, offset, newer: true }
+    }
 }
 
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "bad {} at byte {}", self.what, self.offset)
+        let Self { what, offset, newer } = self;
+        write!(f, "{} {what} at byte {offset}", if *newer { "unknown" } else { "bad" })
     }
 }
 
@@ -49,7 +64,12 @@ impl<'a> Decoder<'a> {
 
     /// An error here, about `what`.
     pub fn error(&self, what: &'static str) -> DecodeError {
-        DecodeError { what, offset: self.at }
+        DecodeError::new(what, self.at)
+    }
+
+    /// An error here, about `what` that a later version may have written.
+    pub fn newer(&self, what: &'static str) -> DecodeError {
+        DecodeError::newer(what, self.at)
     }
 
     /// The next `len` bytes.
@@ -160,6 +180,39 @@ impl<'a> Decoder<'a> {
     }
 }
 
+/// The fields of a record that later versions may extend: ascending tags, each with a counted value.
+pub struct Fields<'a> {
+    input: Decoder<'a>,
+    last: u64,
+    once: &'static [u64],
+}
+
+impl<'a> Fields<'a> {
+    /// The fields in `stored`, of which those with the tags `once` may not repeat.
+    pub fn new(stored: &'a [u8], once: &'static [u64]) -> Self {
+        Self { input: Decoder::new(stored), last: 0, once }
+    }
+
+    /// The next field's tag and value; `None` at the end.
+    #[allow(clippy::should_implement_trait, reason = "an iterator would have to go on after an error")]
+    pub fn next(&mut self) -> Result<Option<(u64, &'a [u8])>> {
+        if self.input.remaining() == 0 {
+            return Ok(None);
+        }
+        let tag = self.input.varint("field")?;
+        if tag < self.last || tag == self.last && self.once.contains(&tag) {
+            return Err(self.input.error("order of fields"));
+        }
+        self.last = tag;
+        Ok(Some((tag, self.input.bytes(usize::MAX, "field")?)))
+    }
+
+    /// What a field that is not known means: odd tags are for readers that know them, even ones for all.
+    pub fn unknown(&self, tag: u64) -> Result<()> {
+        if tag.is_multiple_of(2) { Err(self.input.newer("field")) } else { Ok(()) }
+    }
+}
+
 /// Appends the codec's values to a byte vector.
 pub trait Encode {
     /// Appends a varint.
@@ -168,6 +221,8 @@ pub trait Encode {
     fn put_signed(&mut self, value: i64);
     /// Appends bytes with their length before them.
     fn put_bytes(&mut self, bytes: &[u8]);
+    /// Appends a field of a record; tags must not descend.
+    fn put_field(&mut self, tag: u64, value: &[u8]);
 }
 
 impl Encode for Vec<u8> {
@@ -189,6 +244,11 @@ impl Encode for Vec<u8> {
     fn put_bytes(&mut self, bytes: &[u8]) {
         self.put_varint(bytes.len() as u64);
         self.extend_from_slice(bytes);
+    }
+
+    fn put_field(&mut self, tag: u64, value: &[u8]) {
+        self.put_varint(tag);
+        self.put_bytes(value);
     }
 }
 

@@ -3,7 +3,7 @@
 //! A list of parts is indexed by length at every level, so that the part at any offset is found in O(log n) pages.
 
 use crate::format::codec::{Decoder, Encode, Result};
-use crate::format::limits::{BLOB_LEN_MAX, LIST_LEVEL_MAX};
+use crate::format::limits::{BLOB_LEN_MAX, LIST_LEVEL_MAX, PARTS_MAX};
 use crate::id::{BLOB_ID_LEN, BlobId, ContentHash};
 
 /// A run of a file's bytes.
@@ -125,6 +125,9 @@ impl<'a> Parts<'a> {
     /// Decodes `count` parts from `input` and checks that they add up to `size` bytes.
     pub(crate) fn decode(input: &mut Decoder<'a>, size: u64) -> Result<Parts<'a>> {
         let count = input.count(1, "part count")?;
+        if count > PARTS_MAX {
+            return Err(input.error("part count"));
+        }
         let start = input.clone();
         let from = input.offset();
         let mut sum = 0u64;
@@ -192,13 +195,17 @@ impl ListPage {
         if input.u8("list level")? != level || level > LIST_LEVEL_MAX {
             return Err(input.error("list level"));
         }
+        let some = |count, input: &Decoder<'_>| match count {
+            1..=PARTS_MAX => Ok(count),
+            _ => Err(input.error("count of a page")),
+        };
         let mut sum = 0u64;
         let mut add = |input: &Decoder<'_>, len: u64| {
             sum = sum.checked_add(len).ok_or_else(|| input.error("list length"))?;
             Ok(())
         };
         let page = if level == 0 {
-            let count = input.count(2, "part count")?;
+            let count = some(input.count(1, "part count")?, &input)?;
             let mut parts = Vec::with_capacity(count);
             for _ in 0..count {
                 let part = Part::decode(&mut input)?;
@@ -207,10 +214,14 @@ impl ListPage {
             }
             ListPage::Parts(parts)
         } else {
-            let count = input.count(1 + BLOB_ID_LEN, "page count")?;
+            let count = some(input.count(1 + BLOB_ID_LEN, "page count")?, &input)?;
             let mut children = Vec::with_capacity(count);
             for _ in 0..count {
                 let len = input.varint("page length")?;
+                // Pages of nothing could be named again and again without the file growing.
+                if len == 0 {
+                    return Err(input.error("page length"));
+                }
                 add(&input, len)?;
                 children.push(ListChild { len, id: BlobId(input.array("page id")?) });
             }
@@ -239,5 +250,27 @@ mod tests {
         assert!(ListPage::decode(&stored, 1, len).is_err());
         let page = ListPage::Children { level: 1, children: vec![ListChild { len, id: BlobId([1; BLOB_ID_LEN]) }] };
         assert_eq!(ListPage::decode(&page.encode(), 1, len), Ok(page));
+    }
+
+    #[test]
+    fn a_page_of_more_holes_than_memory_should_hold_is_refused() {
+        for (count, holds) in [(PARTS_MAX, true), (PARTS_MAX + 1, false)] {
+            let stored = ListPage::Parts(vec![Part::Hole { len: 1 }; count]).encode();
+            assert_eq!(ListPage::decode(&stored, 0, count as u64).is_ok(), holds);
+            assert_eq!(Parts::decode(&mut Decoder::new(&stored[1..]), count as u64).is_ok(), holds);
+        }
+    }
+
+    #[test]
+    fn pages_of_nothing_are_refused() {
+        let id = BlobId([1; BLOB_ID_LEN]);
+        let children = |lens: &[u64]| ListPage::Children {
+            level: 1,
+            children: lens.iter().map(|len| ListChild { len: *len, id }).collect(),
+        };
+        assert!(ListPage::decode(&children(&[5, 6]).encode(), 1, 11).is_ok());
+        assert!(ListPage::decode(&children(&[5, 0, 6]).encode(), 1, 11).is_err());
+        assert!(ListPage::decode(&children(&[]).encode(), 1, 0).is_err());
+        assert!(ListPage::decode(&ListPage::Parts(Vec::new()).encode(), 0, 0).is_err());
     }
 }

@@ -54,19 +54,21 @@ impl Header {
     pub fn decode(stored: &[u8], kind: StoredKind) -> Result<Header> {
         let mut input = Decoder::new(stored);
         if input.take(6, "magic")? != MAGIC {
-            return Err(DecodeError { what: "magic (not an object of this program)", offset: 0 });
+            return Err(DecodeError::new("magic (not an object of this program)", 0));
         }
-        if input.u8("version")? != VERSION {
-            return Err(DecodeError { what: "format version", offset: 6 });
+        match input.u8("version")? {
+            VERSION => {}
+            later if later > VERSION => return Err(DecodeError::newer("format version", 6)),
+            _ => return Err(DecodeError::new("format version", 6)),
         }
         if input.u8("kind")? != kind as u8 {
-            return Err(DecodeError { what: "object kind", offset: 7 });
+            return Err(DecodeError::new("object kind", 7));
         }
         if input.u16("suite")? != SUITE {
-            return Err(DecodeError { what: "cipher suite", offset: 8 });
+            return Err(DecodeError::newer("cipher suite", 8));
         }
         if input.u16("reserved")? != 0 {
-            return Err(DecodeError { what: "reserved bytes", offset: 10 });
+            return Err(DecodeError::newer("use of reserved bytes", 10));
         }
         Ok(Header { kind, salt: input.array("salt")? })
     }

@@ -1,8 +1,13 @@
 //! The index object: which blobs lie in which packs, so that a repository opens without reading the packs.
+//!
+//! Its payload is fields, one for each pack, so that later versions can add others.
 
-use crate::format::codec::{Decoder, Encode, Result};
+use crate::format::codec::{Decoder, Encode, Fields, Result};
 use crate::format::limits::{BLOB_LEN_MAX, PACK_LEN_MAX};
 use crate::id::{BLOB_ID_LEN, BlobId, BlobKind, ObjectId};
+
+/// Field of the payload: a pack.
+const PACK: u64 = 2;
 
 /// One blob of a pack. Blobs lie end to end in the pack's plaintext, so their offsets are the sums of the lengths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +43,14 @@ pub fn encode_blobs(blobs: &[PackedBlob], out: &mut Vec<u8>) {
 /// Decodes a list of blobs whose lengths add up to less than 4 GiB.
 pub fn decode_blobs(input: &mut Decoder<'_>) -> Result<Vec<PackedBlob>> {
     let count = input.count(1 + BLOB_ID_LEN, "blob count")?;
+    if count == 0 {
+        return Err(input.error("blob count"));
+    }
     let mut blobs = Vec::with_capacity(count);
     let mut sum = 0u64;
     for _ in 0..count {
         let head = input.varint("blob length")?;
-        let kind = BlobKind::from_number(head & 3).ok_or_else(|| input.error("blob kind"))?;
+        let kind = BlobKind::from_number(head & 3).ok_or_else(|| input.newer("blob kind"))?;
         let len = head >> 2;
         sum += len;
         if len == 0 || len > BLOB_LEN_MAX as u64 || sum > u64::from(u32::MAX) {
@@ -56,29 +64,35 @@ pub fn decode_blobs(input: &mut Decoder<'_>) -> Result<Vec<PackedBlob>> {
 /// The index object's payload for `packs`.
 pub fn encode(packs: &[IndexedPack]) -> Vec<u8> {
     let mut out = Vec::new();
-    out.put_varint(packs.len() as u64);
+    let mut value = Vec::new();
     for pack in packs {
-        out.extend_from_slice(&pack.id.0);
-        out.put_varint(pack.len);
-        encode_blobs(&pack.blobs, &mut out);
+        value.clear();
+        value.extend_from_slice(&pack.id.0);
+        value.put_varint(pack.len);
+        encode_blobs(&pack.blobs, &mut value);
+        out.put_field(PACK, &value);
     }
     out
 }
 
 /// Decodes an index object's payload.
 pub fn decode(stored: &[u8]) -> Result<Vec<IndexedPack>> {
-    let mut input = Decoder::new(stored);
-    let count = input.count(34, "pack count")?;
-    let mut packs = Vec::with_capacity(count);
-    for _ in 0..count {
+    let mut fields = Fields::new(stored, &[]);
+    let mut packs = Vec::new();
+    while let Some((tag, value)) = fields.next()? {
+        if tag != PACK {
+            fields.unknown(tag)?;
+            continue;
+        }
+        let mut input = Decoder::new(value);
         let id = ObjectId(input.array("pack id")?);
         let len = input.varint("pack length")?;
         if len > PACK_LEN_MAX {
             return Err(input.error("pack length"));
         }
         packs.push(IndexedPack { id, len, blobs: decode_blobs(&mut input)? });
+        input.finish("pack of an index")?;
     }
-    input.finish("index")?;
     Ok(packs)
 }
 
@@ -102,14 +116,43 @@ mod tests {
             },
         ];
         let stored = encode(&packs);
-        assert_eq!(decode(&stored), Ok(packs));
+        assert_eq!(decode(&stored).as_ref(), Ok(&packs));
         for at in 0..stored.len() {
             for flip in 1..=255 {
                 let mut bad = stored.clone();
                 bad[at] ^= flip;
                 let _ = decode(&bad);
             }
-            assert!(decode(&stored[..at]).is_err());
+            // Between two packs an index may end.
+            let cut = decode(&stored[..at]);
+            assert!(cut.is_err() || cut.is_ok_and(|cut| packs.starts_with(&cut)), "{at}");
         }
+    }
+
+    #[test]
+    fn an_index_may_say_more_than_this_version_knows() {
+        let blob = PackedBlob { kind: BlobKind::Data, id: BlobId([1; BLOB_ID_LEN]), len: 5 };
+        let packs = vec![IndexedPack { id: ObjectId([1; 32]), len: 99, blobs: vec![blob] }];
+        let mut stored = encode(&packs);
+        stored.put_field(5, b"optional");
+        assert_eq!(decode(&stored), Ok(packs.clone()));
+        stored.put_field(6, b"to be understood");
+        assert!(decode(&stored).is_err_and(|error| error.newer));
+
+        let mut value = [[1; 32].as_slice(), &[99, 0]].concat();
+        let field = |value: &[u8]| {
+            let mut out = Vec::new();
+            out.put_field(PACK, value);
+            decode(&out)
+        };
+        assert!(field(&value).is_err(), "a pack without blobs");
+        value[33] = 1;
+        value.extend_from_slice(&[5 << 2 | 3; 1]);
+        value.extend_from_slice(&[1; BLOB_ID_LEN]);
+        assert!(field(&value).is_err_and(|error| error.newer), "a kind of blob that is not known");
+        value[34] = 5 << 2;
+        assert_eq!(field(&value), Ok(packs));
+        value.push(0);
+        assert!(field(&value).is_err(), "bytes left over");
     }
 }

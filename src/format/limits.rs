@@ -22,5 +22,12 @@ pub const XATTRS_LEN_MAX: usize = 1 << 20;
 pub const INLINE_LEN_MAX: usize = 64 << 10;
 /// Most levels of content list pages: 64-bit lengths cannot need more.
 pub const LIST_LEVEL_MAX: u8 = 8;
-/// Deepest directory that a reader follows.
+/// Most parts of a file in its node, and most entries of one page of a content list: a hole takes one byte as stored and
+/// many times that in memory.
+pub const PARTS_MAX: usize = 65_536;
+/// Most fields of a snapshot, for the same reason.
+pub const SNAPSHOT_FIELDS_MAX: usize = 4_194_304;
+/// Most entries of a snapshot, at any depth and without its root: a mount numbers them with 32 bits.
+pub const ENTRIES_MAX: u64 = u32::MAX as u64;
+/// Deepest directory that a reader follows; a snapshot's root has depth 1.
 pub const TREE_DEPTH_MAX: usize = 65_536;

@@ -1,7 +1,7 @@
 //! Small objects as stored: index, snapshot and configuration are one sealed unit each.
 
 use crate::chunk::ChunkSizes;
-use crate::format::codec::{DecodeError, Decoder, Encode, Result};
+use crate::format::codec::{DecodeError, Decoder, Encode, Fields, Result};
 use crate::format::header::{HEADER_LEN, Header, StoredKind};
 use crate::format::limits::OBJECT_PLAIN_LEN_MAX;
 use crate::id::{ObjectId, RepositoryId};
@@ -31,15 +31,15 @@ pub fn open(keys: &Keys, repository: &RepositoryId, kind: StoredKind, mut stored
     let mut input = Decoder::new(&stored);
     let header = Header::decode(input.take(HEADER_LEN, "header")?, kind)?;
     let plain_len = input.u32("plain length")? as usize;
-    // zstd cannot make more than this of what is there; a lying length is refused before it allocates.
-    if plain_len > OBJECT_PLAIN_LEN_MAX || plain_len > (input.remaining() + 1) << 14 {
+    // zstd makes at most 2^17 bytes of four, a block that repeats one byte; a lying length is refused before it allocates.
+    if plain_len > OBJECT_PLAIN_LEN_MAX || plain_len > input.remaining() << 15 {
         return Err(input.error("plain length"));
     }
     let offset = input.offset();
-    let mut decompressor = Decompressor::new().map_err(|_| DecodeError { what: "decompressor", offset })?;
+    let mut decompressor = Decompressor::new().map_err(|_| DecodeError::new("decompressor", offset))?;
     ObjectCipher::new(keys, repository, &header)
         .open(ONLY_UNIT, &mut stored[offset..], plain_len, &mut decompressor)
-        .map_err(|_| DecodeError { what: "sealed bytes (changed, or sealed with another key)", offset })
+        .map_err(|_| DecodeError::new("sealed bytes (changed, or sealed with another key)", offset))
 }
 
 /// The configuration object: who the repository is and how its files are cut. It cannot be named by its hash, since it is
@@ -55,15 +55,21 @@ pub struct Config {
 /// Longest configuration object in bytes.
 pub const CONFIG_LEN_MAX: u64 = 64 << 10;
 const HASH_LEN: usize = 32;
+/// Field of the configuration: number of the chunker, and its sizes.
+const CHUNKING: u64 = 2;
 /// FastCDC with a keyed gear table and normalisation level 2; other numbers are for later chunkers.
 const CHUNKER: u64 = 1;
 
 impl Config {
     /// The object as stored.
     pub fn encode(&self, keys: &Keys) -> std::io::Result<Vec<u8>> {
+        let mut chunking = Vec::new();
+        chunking.put_varint(CHUNKER);
+        [self.chunks.min, self.chunks.avg, self.chunks.max]
+            .iter()
+            .for_each(|size| chunking.put_varint(u64::from(*size)));
         let mut plain = Vec::new();
-        plain.put_varint(CHUNKER);
-        [self.chunks.min, self.chunks.avg, self.chunks.max].iter().for_each(|size| plain.put_varint(u64::from(*size)));
+        plain.put_field(CHUNKING, &chunking);
         let sealed = seal(keys, &self.id, StoredKind::Config, &plain)?;
         let mut out = sealed[..HEADER_LEN].to_vec();
         out.extend_from_slice(&self.id.0);
@@ -83,7 +89,7 @@ impl Config {
         }
         let (body, hash) = stored.split_at(stored.len() - HASH_LEN);
         if ObjectId::of(body).0 != hash {
-            return Err(DecodeError { what: "hash of the configuration", offset: body.len() });
+            return Err(DecodeError::new("hash of the configuration", body.len()));
         }
         Ok(id)
     }
@@ -93,20 +99,34 @@ impl Config {
         let id = Self::repository_id(stored)?;
         let sealed = [&stored[..HEADER_LEN], &stored[HEADER_LEN + 32..stored.len() - HASH_LEN]].concat();
         let plain = open(keys, &id, StoredKind::Config, sealed)?;
-        let mut input = Decoder::new(&plain);
+        Ok(Config { id, chunks: Self::decode_fields(&plain)? })
+    }
+
+    /// What an opened configuration says.
+    pub fn decode_fields(plain: &[u8]) -> Result<ChunkSizes> {
+        let mut fields = Fields::new(plain, &[CHUNKING]);
+        let mut found = None;
+        while let Some((tag, value)) = fields.next()? {
+            match tag {
+                CHUNKING => found = Some(Self::decode_chunking(value)?),
+                unknown => fields.unknown(unknown)?,
+            }
+        }
+        found.ok_or(DecodeError::new("configuration (it says nothing of chunks)", plain.len()))
+    }
+
+    fn decode_chunking(value: &[u8]) -> Result<ChunkSizes> {
+        let mut input = Decoder::new(value);
         if input.varint("chunker")? != CHUNKER {
-            return Err(input.error("chunker (from a newer version?)"));
+            return Err(input.newer("chunker"));
         }
         let chunks = ChunkSizes {
             min: input.varint_u32("chunk sizes")?,
             avg: input.varint_u32("chunk sizes")?,
             max: input.varint_u32("chunk sizes")?,
         };
-        input.finish("configuration")?;
-        if !chunks.are_valid() {
-            return Err(input.error("chunk sizes"));
-        }
-        Ok(Config { id, chunks })
+        input.finish("chunk sizes")?;
+        if chunks.are_valid() { Ok(chunks) } else { Err(input.error("chunk sizes")) }
     }
 }
 
@@ -129,6 +149,43 @@ mod tests {
             assert!(open(&keys, &id, StoredKind::Index, bad).is_err(), "byte {at}");
             assert!(open(&keys, &id, StoredKind::Index, stored[..at].to_vec()).is_err(), "length {at}");
         }
+    }
+
+    #[test]
+    fn what_compresses_best_is_opened_again() {
+        let keys = Keys::new(MasterKey::random().expect("randomness"));
+        let id = RepositoryId([1; 32]);
+        for len in [1, 100, (128 << 10) - 1, 128 << 10, (128 << 10) + 1, 1 << 20, 10_000_000, OBJECT_PLAIN_LEN_MAX] {
+            let stored = seal(&keys, &id, StoredKind::Index, &vec![0; len]).expect("seals");
+            let opened = open(&keys, &id, StoredKind::Index, stored);
+            assert!(opened.is_ok_and(|plain| plain.len() == len), "{len} zeros");
+        }
+    }
+
+    #[test]
+    fn a_configuration_may_say_more_than_this_version_knows() {
+        let chunks = ChunkSizes::DEFAULT;
+        let chunking = [
+            vec![1],
+            [chunks.min, chunks.avg, chunks.max].iter().fold(Vec::new(), |mut out, size| {
+                out.put_varint(u64::from(*size));
+                out
+            }),
+        ]
+        .concat();
+        let mut plain = Vec::new();
+        plain.put_field(1, b"optional");
+        plain.put_field(CHUNKING, &chunking);
+        assert_eq!(Config::decode_fields(&plain), Ok(chunks));
+        let mut later = plain.clone();
+        later.put_field(4, b"to be understood");
+        assert!(Config::decode_fields(&later).is_err_and(|error| error.newer));
+        let mut other = Vec::new();
+        other.put_field(CHUNKING, &[&[2], &chunking[1..]].concat());
+        assert!(Config::decode_fields(&other).is_err_and(|error| error.newer), "another chunker");
+        plain.put_field(CHUNKING, &chunking);
+        assert!(Config::decode_fields(&plain).is_err_and(|error| !error.newer), "twice the same field");
+        assert!(Config::decode_fields(b"").is_err());
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The pack: many blobs laid end to end, cut into segments that are compressed and sealed one by one.
 //!
 //! ```text
-//! header | sealed segments | padding | sealed table of blobs | sealed table of segments | footer
+//! header | sealed segments | padding | sealed table of blobs | sealed table of segments | sealed footer
 //! ```
-//! A reader of one blob needs the table of segments only; both tables lie at the end, where one read finds them.
+//! A reader of one blob needs the table of segments only; both tables lie at the end, where one read finds them. Without
+//! the key nothing of this can be told apart: the padding is random, and the footer encrypted.
 
 use crate::format::codec::{Decoder, Encode, Result};
 use crate::format::header::HEADER_LEN;
@@ -11,8 +12,10 @@ use crate::format::index::PackedBlob;
 use crate::format::limits::SEGMENT_LEN_MAX;
 use crate::seal::TAG_LEN;
 
-/// Length of the footer in bytes.
-pub const FOOTER_LEN: usize = 20;
+/// Length of the plain footer in bytes.
+pub const FOOTER_PLAIN_LEN: usize = 20;
+/// Length of the sealed footer in bytes.
+pub const FOOTER_LEN: usize = FOOTER_PLAIN_LEN + TAG_LEN;
 /// Longest table of a pack, in plain bytes.
 pub const TABLE_LEN_MAX: usize = 64 << 20;
 
@@ -32,8 +35,8 @@ pub struct Footer {
 }
 
 impl Footer {
-    /// The footer as stored.
-    pub fn encode(&self) -> [u8; FOOTER_LEN] {
+    /// The footer before sealing.
+    pub fn encode(&self) -> [u8; FOOTER_PLAIN_LEN] {
         let fields = [
             self.blob_table_offset,
             self.blob_table_sealed_len,
@@ -41,14 +44,14 @@ impl Footer {
             self.segment_table_sealed_len,
             self.segment_table_plain_len,
         ];
-        let mut out = [0; FOOTER_LEN];
+        let mut out = [0; FOOTER_PLAIN_LEN];
         out.chunks_exact_mut(4).zip(fields).for_each(|(bytes, field)| bytes.copy_from_slice(&field.to_le_bytes()));
         out
     }
 
-    /// Decodes the last bytes of a pack of `pack_len` bytes; the tables must lie between its header and its footer.
-    pub fn decode(stored: &[u8], pack_len: u64) -> Result<Footer> {
-        let mut input = Decoder::new(stored);
+    /// Decodes the footer of a pack of `pack_len` bytes; the tables must lie between its header and its footer.
+    pub fn decode(plain: &[u8], pack_len: u64) -> Result<Footer> {
+        let mut input = Decoder::new(plain);
         let footer = Footer {
             blob_table_offset: input.u32("pack footer")?,
             blob_table_sealed_len: input.u32("pack footer")?,
@@ -201,9 +204,9 @@ mod tests {
             segment_table_plain_len: 60,
         };
         let stored = footer.encode();
-        assert_eq!(Footer::decode(&stored, 1170), Ok(footer));
-        assert!(Footer::decode(&stored, 1171).is_err());
-        assert!(Footer::decode(&stored[1..], 1170).is_err());
+        assert_eq!(Footer::decode(&stored, 1186), Ok(footer));
+        assert!(Footer::decode(&stored, 1187).is_err());
+        assert!(Footer::decode(&stored[1..], 1186).is_err());
     }
 
     #[test]

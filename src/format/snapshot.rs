@@ -1,9 +1,10 @@
 //! The snapshot record: what one backup kept, and the root of its tree.
 //!
 //! Fields are stored as ascending tags with counted values. A reader skips odd tags it does not know and refuses even
-//! ones, so that later versions can add both kinds.
+//! ones, so that later versions can add both kinds; whoever writes a changed record keeps what it skipped.
 
-use crate::format::codec::{DecodeError, Decoder, Encode, Result};
+use crate::format::codec::{DecodeError, Decoder, Encode, Fields, Result};
+use crate::format::limits::SNAPSHOT_FIELDS_MAX;
 use crate::format::tree::{Base, Kind, Node, Time};
 use crate::id::ObjectId;
 
@@ -42,6 +43,10 @@ pub struct Snapshot {
     pub users: Vec<(u32, String)>,
     /// Group names of the gids in the tree, sorted by number.
     pub groups: Vec<(u32, String)>,
+    /// Fields that only later versions know, as stored.
+    pub(crate) unknown: Vec<(u64, Vec<u8>)>,
+    /// Counts that later versions append to those of [`Summary`], as stored.
+    pub(crate) counts_unknown: Vec<u8>,
 }
 
 macro_rules! summary {
@@ -58,7 +63,6 @@ macro_rules! summary {
             }
 
             fn decode(input: &mut Decoder<'_>) -> Result<Self> {
-                // Counts that later versions append are skipped.
                 Ok(Self { $($field: if input.remaining() > 0 { input.varint(stringify!($field))? } else { 0 }),* })
             }
         }
@@ -113,6 +117,9 @@ const SUMMARY: u64 = 21;
 const USER_NAME: u64 = 23;
 const GROUP_NAME: u64 = 25;
 
+/// Fields that may not repeat.
+const ONCE: [u64; 9] = [TIME, HOST, USER, ROOT, PARENT, PREVIOUS, ORIGINAL, PROGRAM, SUMMARY];
+
 const TEXT_LEN_MAX: usize = 64 << 10;
 
 impl Snapshot {
@@ -140,11 +147,8 @@ impl Snapshot {
 
     /// The record as stored, before sealing.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        let mut field = |tag: u64, value: &[u8]| {
-            out.put_varint(tag);
-            out.put_bytes(value);
-        };
+        let mut fields: Vec<(u64, Vec<u8>)> = self.unknown.clone();
+        let mut field = |tag: u64, value: &[u8]| fields.push((tag, value.to_vec()));
         let mut time = Vec::new();
         time.put_signed(self.time.sec);
         time.put_varint(u64::from(self.time.nsec));
@@ -163,7 +167,7 @@ impl Snapshot {
         self.previous.iter().for_each(|id| field(PREVIOUS, &id.0));
         self.original.iter().for_each(|id| field(ORIGINAL, &id.0));
         field(PROGRAM, self.program.as_bytes());
-        field(SUMMARY, &self.summary.encode());
+        field(SUMMARY, &[self.summary.encode(), self.counts_unknown.clone()].concat());
         for (tag, names) in [(USER_NAME, &self.users), (GROUP_NAME, &self.groups)] {
             for (number, name) in names {
                 let mut value = Vec::new();
@@ -172,64 +176,67 @@ impl Snapshot {
                 field(tag, &value);
             }
         }
+        // Stable: what repeats keeps its order.
+        fields.sort_by_key(|(tag, _)| *tag);
+        let mut out = Vec::new();
+        fields.iter().for_each(|(tag, value)| out.put_field(*tag, value));
         out
     }
 
     /// Decodes a record.
     pub fn decode(stored: &[u8]) -> Result<Snapshot> {
-        let mut input = Decoder::new(stored);
+        let mut fields = Fields::new(stored, &ONCE);
         let mut snapshot = Snapshot::default();
-        let mut last = 0;
-        let mut seen_root = false;
-        while input.remaining() > 0 {
-            let tag = input.varint("snapshot field")?;
-            if tag < last {
-                return Err(input.error("order of snapshot fields"));
-            }
-            last = tag;
-            let mut value = Decoder::new(input.bytes(usize::MAX, "snapshot field")?);
-            let rest = |value: &mut Decoder<'_>| text(value);
+        let mut has_root = false;
+        let mut left = SNAPSHOT_FIELDS_MAX;
+        while let Some((tag, stored)) = fields.next()? {
+            left = left.checked_sub(1).ok_or(DecodeError::new("snapshot (it has too many fields)", 0))?;
+            let mut value = Decoder::new(stored);
             match tag {
                 TIME => {
                     let sec = value.signed("snapshot time")?;
                     let nsec = value.varint_u32("snapshot time")?;
                     if nsec >= 1_000_000_000 || !seconds_are_shown(sec) {
-                        return Err(input.error("snapshot time"));
+                        return Err(value.error("snapshot time"));
                     }
                     snapshot.time = Time { sec, nsec };
                 }
-                HOST => snapshot.host = rest(&mut value)?,
+                HOST => snapshot.host = text(&mut value)?,
                 USER => {
                     snapshot.uid = value.varint_u32("uid")?;
                     snapshot.gid = value.varint_u32("gid")?;
-                    snapshot.user = rest(&mut value)?;
+                    snapshot.user = text(&mut value)?;
                 }
-                TAG => snapshot.tags.push(rest(&mut value)?),
+                TAG => snapshot.tags.push(text(&mut value)?),
                 PATH => snapshot.paths.push(value.take(value.remaining(), "path")?.to_vec()),
-                EXCLUDE => snapshot.excludes.push(rest(&mut value)?),
+                EXCLUDE => snapshot.excludes.push(text(&mut value)?),
                 ROOT => {
                     let root = value.take(value.remaining(), "root")?;
                     let node = Node::decode(root, &Base::default())?;
                     if !node.name.is_empty() || !matches!(node.kind, Kind::Directory { .. }) {
-                        return Err(input.error("root"));
+                        return Err(value.error("root"));
                     }
                     snapshot.root = root.to_vec();
-                    seen_root = true;
+                    has_root = true;
                 }
                 PARENT => snapshot.parent = Some(ObjectId(value.array("parent")?)),
                 PREVIOUS => snapshot.previous = Some(ObjectId(value.array("previous snapshot")?)),
                 ORIGINAL => snapshot.original = Some(ObjectId(value.array("original snapshot")?)),
-                PROGRAM => snapshot.program = rest(&mut value)?,
-                SUMMARY => snapshot.summary = Summary::decode(&mut value)?,
-                USER_NAME => snapshot.users.push((value.varint_u32("uid")?, rest(&mut value)?)),
-                GROUP_NAME => snapshot.groups.push((value.varint_u32("gid")?, rest(&mut value)?)),
-                unknown if unknown & 1 == 0 => {
-                    return Err(DecodeError { what: "snapshot field (from a newer version?)", offset: input.offset() });
+                PROGRAM => snapshot.program = text(&mut value)?,
+                SUMMARY => {
+                    snapshot.summary = Summary::decode(&mut value)?;
+                    snapshot.counts_unknown = value.take(value.remaining(), "counts")?.to_vec();
                 }
-                _ => {}
+                USER_NAME => snapshot.users.push((value.varint_u32("uid")?, text(&mut value)?)),
+                GROUP_NAME => snapshot.groups.push((value.varint_u32("gid")?, text(&mut value)?)),
+                unknown => {
+                    fields.unknown(unknown)?;
+                    snapshot.unknown.push((unknown, value.take(value.remaining(), "snapshot field")?.to_vec()));
+                }
             }
+            value.finish("snapshot field")?;
         }
-        if seen_root { Ok(snapshot) } else { Err(input.error("root")) }
+        if has_root { Ok(snapshot) } else { Err(DecodeError::new("snapshot (it has no root)", stored.len())) }
     }
 }
 
@@ -279,14 +286,66 @@ mod tests {
     }
 
     #[test]
-    fn unknown_odd_fields_are_skipped_and_even_ones_refused() {
+    fn unknown_odd_fields_are_kept_and_even_ones_refused() {
         let mut stored = sample().encode();
-        stored.put_varint(101);
-        stored.put_bytes(b"later");
-        assert_eq!(Snapshot::decode(&stored), Ok(sample()));
-        stored.put_varint(102);
-        stored.put_bytes(b"must know");
-        assert!(Snapshot::decode(&stored).is_err());
+        stored.put_field(101, b"later");
+        stored.put_field(101, b"and again");
+        let mut changed = Snapshot::decode(&stored).expect("an odd field is no obstacle");
+        assert_eq!(Snapshot { unknown: Vec::new(), ..changed.clone() }, sample());
+        assert_eq!(changed.encode(), stored);
+        changed.tags.push("c".into());
+        let again = Snapshot::decode(&changed.encode()).expect("decodes");
+        assert_eq!(again.unknown, [(101, b"later".to_vec()), (101, b"and again".to_vec())]);
+        stored.put_field(102, b"must know");
+        assert!(Snapshot::decode(&stored).is_err_and(|error| error.newer));
+    }
+
+    #[test]
+    fn counts_of_later_versions_are_kept() {
+        let mut later = sample();
+        later.counts_unknown = vec![1, 2, 3];
+        let stored = later.encode();
+        assert_eq!(Snapshot::decode(&stored), Ok(later));
+    }
+
+    /// The record with the value of one field replaced, or the field repeated.
+    fn with_field(tag: u64, change: impl Fn(&[u8]) -> Vec<Vec<u8>>) -> Vec<u8> {
+        let stored = sample().encode();
+        let mut fields = Fields::new(&stored, &[]);
+        let mut out = Vec::new();
+        while let Some((found, value)) = fields.next().expect("well formed") {
+            let values = if found == tag { change(value) } else { vec![value.to_vec()] };
+            values.iter().for_each(|value| out.put_field(found, value));
+        }
+        out
+    }
+
+    #[test]
+    fn a_field_that_may_come_once_does_not_come_twice() {
+        for tag in [TIME, HOST, USER, ROOT, PARENT, PREVIOUS, PROGRAM, SUMMARY] {
+            let twice = with_field(tag, |value| vec![value.to_vec(), value.to_vec()]);
+            assert!(Snapshot::decode(&twice).is_err(), "{tag}");
+        }
+        let twice = with_field(GROUP_NAME, |value| vec![value.to_vec(), value.to_vec()]);
+        assert!(Snapshot::decode(&twice).is_ok());
+    }
+
+    #[test]
+    fn bytes_left_over_in_a_field_are_refused() {
+        for tag in [TIME, ROOT, PARENT, PREVIOUS] {
+            let longer = with_field(tag, |value| vec![[value, &[0]].concat()]);
+            assert!(Snapshot::decode(&longer).is_err(), "{tag}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_of_more_fields_than_memory_should_hold_is_refused() {
+        let stored = sample().encode();
+        let known = with_field(TIME, |value| vec![value.to_vec()]);
+        assert_eq!(known, stored);
+        let mut many = stored;
+        (0..SNAPSHOT_FIELDS_MAX).for_each(|_| many.put_field(101, b""));
+        assert!(Snapshot::decode(&many).is_err());
     }
 
     #[test]

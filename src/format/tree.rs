@@ -297,7 +297,7 @@ impl<'a> Node<'a> {
         let input = &mut input;
         let flags = input.varint("node flags")?;
         if flags & !FLAGS_ALL != 0 {
-            return Err(input.error("node flags"));
+            return Err(input.newer("node flags"));
         }
         let name = input.bytes(NAME_LEN_MAX, "node name")?;
         let mode = input.varint_u32("mode")?;
@@ -316,7 +316,13 @@ impl<'a> Node<'a> {
         let xattrs = if flags & HAS_XATTRS != 0 { Xattrs::decode(input)? } else { Xattrs::default() };
         let kind = match flags & 7 {
             0 => Self::decode_file(input, flags)?,
-            1 => Kind::Directory { tree: BlobId(input.array("tree id")?), entries: input.varint("entry count")? },
+            1 => {
+                let (tree, entries) = (BlobId(input.array("tree id")?), input.varint("entry count")?);
+                if entries > ENTRIES_MAX {
+                    return Err(input.error("entry count"));
+                }
+                Kind::Directory { tree, entries }
+            }
             2 => {
                 let target = input.bytes(TARGET_LEN_MAX, "link target")?;
                 if target.is_empty() || target.contains(&0) {
@@ -328,7 +334,7 @@ impl<'a> Node<'a> {
             4 => Kind::CharDevice { rdev: input.varint("device")? },
             5 => Kind::Fifo,
             6 => Kind::Socket,
-            _ => return Err(input.error("node kind")),
+            _ => return Err(input.newer("node kind")),
         };
         if flags & 7 != 0 && flags >> CONTENT_SHIFT != 0 {
             return Err(input.error("node flags"));
@@ -371,7 +377,8 @@ impl<'a> Node<'a> {
                 }
                 Content::List { hash, level, root, data }
             }
-            _ => return Err(input.error("content kind")),
+            0..=4 => return Err(input.error("size")),
+            _ => return Err(input.newer("content kind")),
         };
         Ok(Kind::File { size, content })
     }
@@ -379,7 +386,7 @@ impl<'a> Node<'a> {
     /// Inode numbers that this node and everything below it take: its entries and itself.
     pub fn ranks(&self) -> u64 {
         match self.kind {
-            Kind::Directory { entries, .. } => entries.saturating_add(1),
+            Kind::Directory { entries, .. } => entries + 1,
             _ => 1,
         }
     }
@@ -438,6 +445,9 @@ impl<'a> Tree<'a> {
             }
             INDEX => {
                 let count = input.count(BLOB_ID_LEN + 4, "page count")?;
+                if count == 0 {
+                    return Err(input.error("page count"));
+                }
                 let mut pages: Vec<Page<'a>> = Vec::with_capacity(count);
                 for _ in 0..count {
                     let first = input.bytes(NAME_LEN_MAX, "page name")?;
@@ -447,7 +457,7 @@ impl<'a> Tree<'a> {
                     let id = BlobId(input.array("page id")?);
                     let count = input.varint("node count")?;
                     let ranks = input.varint("rank count")?;
-                    if count == 0 || ranks < count {
+                    if count == 0 || ranks < count || ranks > ENTRIES_MAX {
                         return Err(input.error("node count"));
                     }
                     pages.push(Page { first, id, count, ranks });
@@ -455,7 +465,7 @@ impl<'a> Tree<'a> {
                 input.finish("tree index")?;
                 Ok(Tree::Index(pages))
             }
-            _ => Err(input.error("tree kind")),
+            _ => Err(input.newer("tree kind")),
         }
     }
 
@@ -638,6 +648,38 @@ mod tests {
             }
             assert!(Tree::decode(&leaf.finish()).is_err(), "{names:?}");
         }
+    }
+
+    #[test]
+    fn an_index_without_pages_or_with_too_many_entries_is_refused() {
+        let page = |ranks| Page { first: b"a", id: BlobId([1; BLOB_ID_LEN]), count: 1, ranks };
+        assert!(Tree::decode(&Tree::encode_index([].into_iter())).is_err());
+        assert!(Tree::decode(&Tree::encode_index([page(ENTRIES_MAX)].into_iter())).is_ok());
+        assert!(Tree::decode(&Tree::encode_index([page(ENTRIES_MAX + 1)].into_iter())).is_err());
+        for (entries, holds) in [(ENTRIES_MAX, true), (ENTRIES_MAX + 1, false)] {
+            let mut leaf = LeafBuilder::new();
+            let kind = Kind::Directory { tree: BlobId([1; BLOB_ID_LEN]), entries };
+            leaf.push(&Node { name: b"d", metadata: Metadata::default(), kind, xattrs: Xattrs::default() });
+            assert_eq!(Tree::decode(&leaf.finish()).is_ok(), holds, "{entries}");
+        }
+    }
+
+    #[test]
+    fn what_only_a_later_version_knows_is_told_from_damage() {
+        // Flags, name, mode, owner, group, two times, inode, and what depends on the kind.
+        let record = |flags: u64, rest: &[u8]| {
+            let mut out = Vec::new();
+            out.put_varint(flags);
+            [&out[..], &[1, b'n', 0, 0, 0, 0, 0, 0, 0, 0], rest].concat()
+        };
+        let newer = |record: &[u8]| Node::decode(record, &Base::default()).map(|_| ()).map_err(|error| error.newer);
+        assert_eq!(newer(&record(5, b"")), Ok(()));
+        assert_eq!(newer(&record(7, b"")), Err(true), "a kind of node");
+        assert_eq!(newer(&record(5 | 1 << 12, b"")), Err(true), "a flag");
+        assert_eq!(newer(&record(5 << CONTENT_SHIFT, &[1])), Err(true), "a kind of content");
+        assert_eq!(newer(&record(0, &[1])), Err(false), "empty content of one byte");
+        assert_eq!(newer(&record(5, b"x")), Err(false), "a byte left over");
+        assert!(Tree::decode(&[2, 0]).is_err_and(|error| error.newer));
     }
 
     #[test]

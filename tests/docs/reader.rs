@@ -58,6 +58,20 @@ impl<'a> Input<'a> {
         self.take(32).try_into().unwrap()
     }
 
+    /// The fields up to the end: tags and values. Those with the tags `repeating` may repeat, and unknown odd ones.
+    pub fn fields(&mut self, known: &[u64], repeating: &[u64]) -> Vec<(u64, Input<'a>)> {
+        let mut fields = Vec::<(u64, Input<'a>)>::new();
+        while !self.0.is_empty() {
+            let (tag, value) = (self.varint(), self.bytes());
+            let last = fields.last().map_or(0, |field| field.0);
+            let may_repeat = repeating.contains(&tag) || !known.contains(&tag);
+            assert!(tag > last || tag == last && may_repeat, "order of tags");
+            assert!(known.contains(&tag) || tag % 2 == 1, "an even tag that the page does not name");
+            fields.push((tag, Input(value)));
+        }
+        fields
+    }
+
     pub fn end(&self) {
         assert!(self.0.is_empty(), "{} bytes are left over", self.0.len());
     }
@@ -79,6 +93,7 @@ fn decrypt(key: &[u8; 32], nonce: [u8; 12], aad: &[u8], sealed: &[u8]) -> Vec<u8
     cipher.decrypt(&nonce.into(), Payload { msg: sealed, aad }).expect("authentic")
 }
 
+const FOOTER: u64 = u64::MAX - 2;
 const BLOB_TABLE: u64 = u64::MAX - 1;
 const SEGMENT_TABLE: u64 = u64::MAX;
 
@@ -113,11 +128,12 @@ impl Reader {
 
         let plain_len = input.u32();
         let plain = reader.unit(header, 0, plain_len, input.0);
-        let mut plain = Input(&plain);
-        assert_eq!(plain.varint(), 1, "chunker");
-        let sizes = [plain.varint(), plain.varint(), plain.varint()];
+        let mut fields = Input(&plain).fields(&[2], &[]);
+        let (2, chunking) = &mut fields[0] else { panic!("no chunking") };
+        assert_eq!(chunking.varint(), 1, "chunker");
+        let sizes = [chunking.varint(), chunking.varint(), chunking.varint()];
         assert!(sizes.iter().all(|size| size.is_power_of_two()) && sizes.is_sorted());
-        plain.end();
+        chunking.end();
         reader.read_packs();
         reader
     }
@@ -128,6 +144,14 @@ impl Reader {
     }
 
     fn unit(&self, header: &[u8], number: u64, plain_len: u32, sealed: &[u8]) -> Vec<u8> {
+        let frame = self.opened(header, number, plain_len, sealed);
+        let plain = zstd::bulk::decompress(&frame, plain_len as usize).unwrap();
+        assert_eq!(plain.len(), plain_len as usize);
+        plain
+    }
+
+    /// SEALING, without the first step.
+    fn opened(&self, header: &[u8], number: u64, plain_len: u32, sealed: &[u8]) -> Vec<u8> {
         let key = derive(&self.master, "bygone 2026-11 object key", &header[12..44]);
         let mut aad = [header, &self.repository].concat();
         aad.extend(number.to_le_bytes());
@@ -136,10 +160,7 @@ impl Reader {
         assert_eq!(aad.len(), 92);
         let mut nonce = [0; 12];
         nonce[4..].copy_from_slice(&number.to_be_bytes());
-        let frame = decrypt(&key, nonce, &aad, sealed);
-        let plain = zstd::bulk::decompress(&frame, plain_len as usize).unwrap();
-        assert_eq!(plain.len(), plain_len as usize);
-        plain
+        decrypt(&key, nonce, &aad, sealed)
     }
 
     fn small_object(&self, stored: &[u8], kind: u8) -> Vec<u8> {
@@ -153,27 +174,32 @@ impl Reader {
     fn read_packs(&mut self) {
         for stored in objects(&self.root, "index") {
             let plain = self.small_object(&stored, b'I');
-            let mut input = Input(&plain);
-            for _ in 0..input.varint() {
+            for (tag, mut input) in Input(&plain).fields(&[2], &[2]) {
+                if tag != 2 {
+                    continue;
+                }
                 let name = blake3::Hash::from_bytes(input.hash()).to_hex();
                 let len = input.varint();
                 let table = blob_table(&mut input);
+                input.end();
                 let pack = fs::read(self.root.join("packs").join(&name[..2]).join(name.as_str())).unwrap();
                 assert_eq!(blake3::hash(&pack).to_hex(), name);
                 assert_eq!(pack.len() as u64, len);
                 self.read_pack(&pack, &table);
             }
-            input.end();
         }
     }
 
     /// PACKS.
     fn read_pack(&mut self, pack: &[u8], indexed: &[(u64, u64, [u8; 20])]) {
         let header = header(&mut Input(pack), b'P');
-        let mut footer = Input(&pack[pack.len() - 20..]);
+        let (front, sealed) = pack.split_at(pack.len() - 36);
+        let footer = self.opened(header, FOOTER, 20, sealed);
+        let mut footer = Input(&footer);
         let [offset, blobs_sealed, blobs_plain, segments_sealed, segments_plain] =
             [(); 5].map(|()| footer.u32() as usize);
-        let mut tables = Input(&pack[offset..pack.len() - 20]);
+        footer.end();
+        let mut tables = Input(&front[offset..]);
         let blobs = self.unit(header, BLOB_TABLE, blobs_plain as u32, tables.take(blobs_sealed));
         let segments = self.unit(header, SEGMENT_TABLE, segments_plain as u32, tables.take(segments_sealed));
         tables.end();
@@ -209,15 +235,20 @@ impl Reader {
         let stored = objects(&self.root, "snapshots");
         assert_eq!(stored.len(), 1);
         let plain = self.small_object(&stored[0], b'S');
-        let mut input = Input(&plain);
         let (mut host, mut entries) = (String::new(), BTreeMap::new());
-        while !input.0.is_empty() {
-            let (tag, value) = (input.varint(), input.bytes());
+        let known = [2, 4, 6, 8, 10, 11, 12, 13, 15, 17, 19, 21, 23, 25];
+        for (tag, mut value) in Input(&plain).fields(&known, &[8, 10, 11, 23, 25]) {
             match tag {
-                4 => host = String::from_utf8(value.to_vec()).unwrap(),
-                12 => self.record(value, b"", &mut entries),
-                2 | 6 | 8 | 10 => {}
-                _ => assert_eq!(tag % 2, 1, "an even tag that the page does not name"),
+                2 => {
+                    value.signed();
+                    assert!(value.varint() < 1_000_000_000);
+                    value.end();
+                }
+                4 => host = String::from_utf8(value.0.to_vec()).unwrap(),
+                12 => self.record(value.0, b"", &mut entries),
+                13 | 15 | 17 => assert_eq!(value.0.len(), 32),
+                21 => (0..15).for_each(|_| _ = value.varint()),
+                _ => {}
             }
         }
         (host, entries)

@@ -4,11 +4,13 @@
 use std::process::Command;
 
 use bygone::chunk::ChunkSizes;
+use bygone::format::codec::Encode;
 use bygone::format::content::{Content, ListChild, ListPage, Part};
 use bygone::format::header::StoredKind;
 use bygone::format::index::{self, IndexedPack, PackedBlob};
 use bygone::format::object::{self, Config};
 use bygone::format::pack::{Footer, SegmentTable};
+use bygone::format::snapshot::Snapshot;
 use bygone::format::tree::{Kind, LeafBuilder, Metadata, Node, Page, Time, Tree, Xattrs};
 use bygone::id::{BLOB_ID_LEN, BlobId, BlobKind, ContentHash, ObjectId};
 use bygone::key::{KeyObject, MasterKey};
@@ -91,6 +93,20 @@ fn samples() -> Vec<Vec<u8>> {
         segment_table_plain_len: 40,
     };
     let segments = SegmentTable { segment_len: 1000, plain_len: 2500, offsets: vec![44, 500, 900, 1000] };
+    let mut snapshot = Snapshot::of_root(&Node {
+        name: b"",
+        metadata: Metadata::default(),
+        kind: Kind::Directory { tree: blob_id(5), entries: 12 },
+        xattrs: Xattrs::default(),
+    });
+    snapshot.host = "host".into();
+    snapshot.tags = vec!["one".into(), "two".into()];
+    snapshot.paths = vec![b"/etc".to_vec()];
+    snapshot.parent = Some(ObjectId([3; 32]));
+    snapshot.users = vec![(0, "root".into())];
+    let mut chunking = Vec::new();
+    chunking.put_field(2, &[1, 0x80, 0x10, 0x80, 0x40, 0x80, 0x80, 0x02]);
+    chunking.put_field(5, b"for later versions");
     vec![
         leaf(),
         Tree::encode_index(pages.into_iter()),
@@ -103,6 +119,8 @@ fn samples() -> Vec<Vec<u8>> {
         segments.encode(),
         Config { id: REPOSITORY, chunks: ChunkSizes::DEFAULT }.encode(keys()).unwrap(),
         object::seal(keys(), &REPOSITORY, StoredKind::Index, &index::encode(&packs)).unwrap(),
+        snapshot.encode(),
+        chunking,
     ]
 }
 
@@ -166,7 +184,8 @@ fn samples_are_what_the_parsers_take() {
     assert!(Tree::decode(&all[0]).is_ok() && Tree::decode(&all[1]).is_ok());
     assert!(ListPage::decode(&all[2][9..], 0, 9 + (1 << 40)).is_ok() && ListPage::decode(&all[3][9..], 1, 297).is_ok());
     assert!(index::decode(&all[4]).is_ok() && KeyObject::decode(&all[6]).is_ok());
-    assert!(Footer::decode(&all[7], 1170).is_ok() && SegmentTable::decode(&all[8], 1000).is_ok());
+    assert!(Footer::decode(&all[7], 1186).is_ok() && SegmentTable::decode(&all[8], 1000).is_ok());
     assert!(Config::decode(&all[9], keys()).is_ok());
     assert!(object::open(keys(), &REPOSITORY, StoredKind::Index, all[10].clone()).is_ok());
+    assert!(Snapshot::decode(&all[11]).is_ok() && Config::decode_fields(&all[12]).is_ok());
 }

@@ -44,7 +44,10 @@ pub const REPOSITORY: RepositoryId = RepositoryId([7; 32]);
 /// A directory or a page of one.
 pub fn tree(input: &[u8]) {
     let Ok(tree) = Tree::decode(input) else { return };
-    let Tree::Leaf(leaf) = tree else { return };
+    let leaf = match tree {
+        Tree::Leaf(leaf) => leaf,
+        Tree::Index(pages) => return assert!(!pages.is_empty()),
+    };
     assert_eq!(leaf.nodes().count(), leaf.count, "a tree that decoded has every node that it says");
     for node in leaf.nodes() {
         assert!(!node.name.is_empty() && !node.name.contains(&b'/') && !node.name.contains(&0));
@@ -59,20 +62,27 @@ pub fn tree(input: &[u8]) {
 pub fn list_page(input: &[u8]) {
     let Some((parameters, page)) = input.split_first_chunk::<9>() else { return };
     let len = u64::from_le_bytes(parameters[1..].try_into().expect("eight bytes"));
-    let _ = ListPage::decode(page, parameters[0], len);
+    match ListPage::decode(page, parameters[0], len) {
+        Ok(ListPage::Parts(parts)) => assert!(!parts.is_empty()),
+        Ok(ListPage::Children { children, .. }) => {
+            assert!(!children.is_empty() && children.iter().all(|child| child.len > 0));
+        }
+        Err(_) => {}
+    }
 }
 
 /// A snapshot.
 pub fn snapshot(input: &[u8]) {
     if let Ok(snapshot) = Snapshot::decode(input) {
         snapshot.root();
-        assert_eq!(Snapshot::decode(&snapshot.encode()).map(|again| again.encode()), Ok(snapshot.encode()));
+        assert_eq!(Snapshot::decode(&snapshot.encode()), Ok(snapshot));
     }
 }
 
 /// An index object.
 pub fn index(input: &[u8]) {
     if let Ok(packs) = index::decode(input) {
+        assert!(packs.iter().all(|pack| !pack.blobs.is_empty()));
         assert_eq!(index::decode(&index::encode(&packs)), Ok(packs));
     }
 }
@@ -101,6 +111,7 @@ pub fn key(input: &[u8]) {
 pub fn config(input: &[u8]) {
     let _ = Config::repository_id(input);
     let _ = Config::decode(input, keys());
+    let _ = Config::decode_fields(input);
 }
 
 /// Bytes as they lie in the store.
