@@ -3,27 +3,32 @@
 //! An object is written to a temporary name beside its place, synced, renamed without replacing, and its directory is
 //! synced: after a crash it is there whole or not at all. Only its own temporary files are ever deleted unasked.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 
 use super::{Backend, Error, ErrorKind, Listed, ObjectKind, ObjectName, Result};
 use crate::id::ObjectId;
 
+/// Beginning of the name of a temporary file; the rest is like an object's id.
 const TEMPORARY: &str = "tmp-";
 
 /// A repository's directory.
 pub struct Local {
     root: PathBuf,
+    /// Directories that are known to survive a crash.
+    durable: Mutex<HashSet<PathBuf>>,
 }
 
 impl Local {
     /// The store in `root`, which need not exist yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), durable: Mutex::default() }
     }
 
     /// The directory.
@@ -37,11 +42,16 @@ impl Local {
 
     fn error(&self, op: &'static str, object: impl ToString, source: io::Error) -> Error {
         let kind = match source.kind() {
-            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            // What should be a directory is a file: then nothing is in it.
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ErrorKind::NotFound,
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Denied,
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => ErrorKind::Full,
             io::ErrorKind::UnexpectedEof => ErrorKind::Truncated,
             _ => ErrorKind::Other,
+        };
+        let source = match kind {
+            ErrorKind::Truncated => io::Error::new(source.kind(), "it is cut short: bytes are missing at its end"),
+            _ => source,
         };
         Error { op, object: object.to_string(), location: self.location(), kind, source }
     }
@@ -54,7 +64,7 @@ impl Local {
         let temporary = directory.join(format!("{TEMPORARY}{}", blake3::hash(&random).to_hex()));
         let file = match create_new(&temporary) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.make_directory(directory)?;
+                make_directory(directory)?;
                 create_new(&temporary)?
             }
             other => other?,
@@ -67,7 +77,8 @@ impl Local {
                 Err(rustix::io::Errno::EXIST) => fs::remove_file(&temporary)?,
                 other => other?,
             }
-            sync_directory(directory)
+            sync_directory(directory)?;
+            self.make_durable(directory)
         })();
         if written.is_err() {
             let _ = fs::remove_file(&temporary);
@@ -75,13 +86,23 @@ impl Local {
         written
     }
 
-    /// Makes a directory below the root and syncs the one above it, so that the new one survives a crash.
-    fn make_directory(&self, directory: &Path) -> io::Result<()> {
-        match fs::create_dir(directory) {
-            Ok(()) => sync_directory(directory.parent().expect("below the root")),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(error) => Err(error),
+    /// Syncs what is above `directory`, which another process may have made an instant ago, unless that was done since
+    /// this process first saw it.
+    fn make_durable(&self, directory: &Path) -> io::Result<()> {
+        if self.durable.lock().expect("no panic while held").contains(directory) {
+            return Ok(());
         }
+        let above = directory.parent().expect("objects lie below the root");
+        // One sync is enough for all that are there before it.
+        let mut there = vec![directory.to_owned()];
+        for entry in fs::read_dir(above).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                there.push(entry.path());
+            }
+        }
+        sync_directory(above)?;
+        self.durable.lock().expect("no panic while held").extend(there);
+        Ok(())
     }
 
     /// Calls `found` with each file's directory entry in the directories that hold objects of `kind`.
@@ -115,6 +136,27 @@ impl Local {
     }
 }
 
+/// Makes a directory, unless it is there.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes a file, unless it is gone; whether it was there.
+fn remove_file(path: &Path) -> io::Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    name.to_str().and_then(|name| name.strip_prefix(TEMPORARY)).is_some_and(|rest| ObjectId::from_hex(rest).is_some())
+}
+
 fn create_new(path: &Path) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     Ok(File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?))
@@ -131,6 +173,8 @@ fn link_then_unlink(temporary: &Path, path: &Path) -> io::Result<()> {
 }
 
 fn sync_directory(directory: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    tests::SYNCED.with_borrow_mut(|synced| synced.push(directory.to_owned()));
     File::open(directory)?.sync_all()
 }
 
@@ -145,15 +189,24 @@ impl Backend for Local {
             let source = io::Error::from(io::ErrorKind::AlreadyExists);
             return Err(self.error("create", "config", source));
         }
+        if self.root.exists() && !self.root.is_dir() {
+            let source = io::Error::new(io::ErrorKind::NotADirectory, "there is a file of that name");
+            return Err(self.error("create", "the repository", source));
+        }
         let create = || -> io::Result<()> {
-            fs::create_dir_all(&self.root)?;
-            rustix::fs::chmod(&self.root, Mode::RWXU)?;
+            let root = std::path::absolute(&self.root)?;
+            let missing: Vec<&Path> = root.ancestors().take_while(|path| !path.exists()).collect();
+            fs::create_dir_all(&root)?;
+            rustix::fs::chmod(&root, Mode::RWXU)?;
             for kind in ObjectKind::ALL.into_iter().filter(|kind| *kind != ObjectKind::Config) {
-                self.make_directory(&self.root.join(kind.directory()))?;
+                make_directory(&root.join(kind.directory()))?;
             }
-            sync_directory(self.root.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+            sync_directory(&root)?;
+            // Also above a root that is there: whoever made it may not have.
+            let made = if missing.is_empty() { vec![&*root] } else { missing };
+            made.iter().filter_map(|path| path.parent()).try_for_each(sync_directory)
         };
-        create().map_err(|source| self.error("create", "the repository's directory", source))
+        create().map_err(|source| self.error("create", "the repository", source))
     }
 
     fn put(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
@@ -200,10 +253,8 @@ impl Backend for Local {
     }
 
     fn delete(&self, name: ObjectName) -> Result<()> {
-        match fs::remove_file(self.path(name)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(|source| self.error("delete", name, source)),
-        }
+        remove_file(&self.path(name)).map_err(|source| self.error("delete", name, source))?;
+        Ok(())
     }
 
     fn clean(&self, age_min_s: u64) -> Result<u64> {
@@ -211,11 +262,10 @@ impl Backend for Local {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
         for kind in ObjectKind::ALL {
             let mut visit = |entry: &fs::DirEntry| {
-                if entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY)) {
+                if is_temporary(&entry.file_name()) {
                     match entry.metadata() {
                         Ok(metadata) if now.saturating_sub(metadata.mtime()) >= age_min_s as i64 => {
-                            fs::remove_file(entry.path())?;
-                            count += 1;
+                            count += u64::from(remove_file(&entry.path())?);
                         }
                         _ => {}
                     }
@@ -231,6 +281,11 @@ impl Backend for Local {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    thread_local! {
+        /// What this thread has synced.
+        pub(super) static SYNCED: std::cell::RefCell<Vec<PathBuf>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
 
     fn name(bytes: &[u8]) -> ObjectName {
         ObjectName::new(ObjectKind::Pack, ObjectId::of(bytes))
@@ -263,11 +318,53 @@ mod tests {
         let directory = tempfile::tempdir().expect("temporary directory");
         let store = Local::new(directory.path());
         store.create().expect("creates");
-        fs::write(directory.path().join("index/tmp-1"), b"x").expect("writes");
+        let leftover = directory.path().join(format!("index/tmp-{}", name(b"x").id));
+        let theirs = directory.path().join("index/tmp-notes");
+        for path in [&leftover, &theirs] {
+            fs::write(path, b"x").expect("writes");
+        }
         store.list(ObjectKind::Index, &mut |_| panic!("a leftover is listed")).expect("lists");
         assert_eq!(store.clean(3600).expect("cleans"), 0);
         assert_eq!(store.clean(0).expect("cleans"), 1);
-        assert!(!directory.path().join("index/tmp-1").exists());
+        assert!(!leftover.exists() && theirs.exists(), "only what this program names so is its own");
+    }
+
+    #[test]
+    fn leftovers_that_several_processes_clean_at_once_are_no_error() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        Local::new(directory.path()).create().expect("creates");
+        for n in 0..2000u32 {
+            let path = directory.path().join(format!("index/tmp-{}", ObjectId::of(&n.to_le_bytes())));
+            fs::write(path, b"x").expect("writes");
+        }
+        let cleaned = std::thread::scope(|scope| {
+            let clean = || Local::new(directory.path()).clean(0).expect("cleans");
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(clean)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).sum::<u64>()
+        });
+        assert_eq!(cleaned, 2000);
+    }
+
+    #[test]
+    fn the_first_write_into_a_directory_syncs_the_one_above_it_whoever_made_it() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let root = directory.path().join("a/b");
+        Local::new(&root).create().expect("creates");
+        let synced = || SYNCED.with_borrow_mut(std::mem::take);
+        let made = synced();
+        for path in [&root, &directory.path().join("a"), &directory.path().to_owned()] {
+            assert!(made.contains(path), "{} is not synced", path.display());
+        }
+        let store = Local::new(&root);
+        let object = name(b"hello");
+        let place = root.join(object.path()).parent().expect("a directory").to_owned();
+        // Another process has made it an instant ago.
+        fs::create_dir(&place).expect("creates");
+        store.put(object, b"hello").expect("puts");
+        assert_eq!(synced(), [place.clone(), root.join("packs")]);
+        store.delete(object).expect("deletes");
+        store.put(object, b"hello").expect("puts");
+        assert_eq!(synced(), [place], "once is enough");
     }
 
     #[test]

@@ -38,6 +38,10 @@ impl Backend for Memory {
     }
 
     fn create(&self) -> Result<()> {
+        if self.objects.lock().expect("no panic while held").contains_key(&ObjectName::config()) {
+            let (object, source) = ("config".to_owned(), io::Error::from(io::ErrorKind::AlreadyExists));
+            return Err(Error { op: "create", object, location: self.location(), kind: ErrorKind::Other, source });
+        }
         Ok(())
     }
 
@@ -61,7 +65,7 @@ impl Backend for Memory {
     fn list(&self, kind: ObjectKind, found: &mut dyn FnMut(Listed)) -> Result<()> {
         let listed: Vec<Listed> = {
             let objects = self.objects.lock().expect("no panic while held");
-            let of_kind = objects.iter().filter(|(name, _)| name.kind == kind);
+            let of_kind = objects.iter().filter(|(name, _)| name.kind == kind && kind != ObjectKind::Config);
             of_kind.map(|(name, object)| Listed { id: name.id, len: object.len() as u64 }).collect()
         };
         listed.into_iter().for_each(found);

@@ -1,11 +1,22 @@
 //! A dumb store of named, write-once objects. It knows names and bytes, nothing of what they mean.
 //!
-//! Contract of every backend, held by one test suite: `put` is atomic and durable when it returns, never overwrites, and
-//! succeeds quietly if the object is already there (names are hashes, so the bytes are the same); `get_range` returns
-//! exactly the bytes asked for or an error; `list` shows every object whose `put` returned before it began.
+//! Contract of every backend, held by one test suite: `put` is atomic and durable when it returns, and succeeds quietly
+//! if the object is already there (names are hashes, so the bytes are the same); `get_range` returns exactly the bytes
+//! asked for or an error; `list` shows every object whose `put` returned before it began, except that the listings of a
+//! distributed store may lag: no decision that could lose data rests on one.
+//!
+//! `local` and `mem` are here; `remote` is what `s3` and `swift` have in common; `count` and `near` wrap a backend.
 
+pub mod count;
 pub mod local;
 pub mod mem;
+pub mod near;
+#[cfg(feature = "remote")]
+pub mod remote;
+#[cfg(feature = "s3")]
+pub mod s3;
+#[cfg(feature = "swift")]
+pub mod swift;
 
 use std::fmt;
 use std::io;
@@ -128,6 +139,15 @@ pub struct Listed {
     pub len: u64,
 }
 
+/// How soon bytes are wanted again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// By later runs too: worth a place on the local disk.
+    Often,
+    /// Hardly ever after this run.
+    Seldom,
+}
+
 /// A store of write-once objects. See the module for the contract.
 pub trait Backend: Send + Sync {
     /// The store, as the user would name it.
@@ -138,11 +158,21 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// How many requests at once make the best use of it.
+    fn parallel(&self) -> usize {
+        1
+    }
+
     /// Makes the store ready for a new repository; refuses one that already holds a configuration object.
     fn create(&self) -> Result<()>;
 
     /// Stores `bytes` under `name`, durably, before it returns.
     fn put(&self, name: ObjectName, bytes: &[u8]) -> Result<()>;
+
+    /// As [`Backend::put`], of bytes that the caller does not need any more.
+    fn put_vec(&self, name: ObjectName, bytes: Vec<u8>, _reuse: Reuse) -> Result<()> {
+        self.put(name, &bytes)
+    }
 
     /// The whole object; refuses one longer than `len_max` before it allocates.
     fn get(&self, name: ObjectName, len_max: u64) -> Result<Vec<u8>>;
@@ -150,8 +180,36 @@ pub trait Backend: Send + Sync {
     /// Fills `out` from `offset` of the object.
     fn get_range(&self, name: ObjectName, offset: u64, out: &mut [u8]) -> Result<()>;
 
+    /// Up to `len` bytes from `offset` of the object; fewer only where it ends.
+    fn get_part(&self, name: ObjectName, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let end = self.len(name)?;
+        let mut part = vec![0; (len as u64).min(end.saturating_sub(offset)) as usize];
+        if !part.is_empty() {
+            self.get_range(name, offset, &mut part)?;
+        }
+        Ok(part)
+    }
+
+    /// As [`Backend::get_range`], and says how soon the bytes are wanted again.
+    fn get_range_for(&self, name: ObjectName, offset: u64, out: &mut [u8], _reuse: Reuse) -> Result<()> {
+        self.get_range(name, offset, out)
+    }
+
+    /// As [`Backend::get_range`], from the store itself: what nearer places hold turned out to be wrong.
+    fn get_range_again(&self, name: ObjectName, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.get_range(name, offset, out)
+    }
+
+    /// `len` bytes from `offset` of the object will be asked for soon.
+    fn will_read(&self, _name: ObjectName, _offset: u64, _len: u64, _reuse: Reuse) {}
+
     /// Calls `found` for every object of `kind`, in no order.
     fn list(&self, kind: ObjectKind, found: &mut dyn FnMut(Listed)) -> Result<()>;
+
+    /// Calls `found` for every object of several kinds, with as few requests as the store allows.
+    fn list_kinds(&self, kinds: &[ObjectKind], found: &mut dyn FnMut(ObjectKind, Listed)) -> Result<()> {
+        kinds.iter().try_for_each(|kind| self.list(*kind, &mut |listed| found(*kind, listed)))
+    }
 
     /// Length of the object in bytes.
     fn len(&self, name: ObjectName) -> Result<u64>;

@@ -1,0 +1,235 @@
+//! When a failed request is sent again, and when a slow one is sent a second time.
+//!
+//! Only failures that may pass are retried, with growing, random pauses, until a deadline; every request that bygone sends
+//! may be repeated, because an object's name stands for its bytes. A store that was never reached is given up on soon:
+//! its address is wrong more often than it is down.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use super::{Failure, FailureKind};
+use crate::backend::count::Requests;
+
+/// First pause; each next one is twice as long.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest pause of our own choosing.
+const PAUSE_MAX: Duration = Duration::from_secs(20);
+/// Longest pause that a store may ask for.
+const PAUSE_ASKED_MAX: Duration = Duration::from_secs(120);
+/// A store that never answered is given up on after this.
+const UNREACHED_MAX: Duration = Duration::from_secs(4);
+/// A read is slow when it takes this many times as long as others do.
+const SLOW_FACTOR: u32 = 8;
+/// No read is slow before this, and every one is after that.
+const SLOW_MIN: Duration = Duration::from_millis(400);
+const SLOW_MAX: Duration = Duration::from_secs(8);
+
+/// How long failed requests are repeated when the user does not say.
+pub const RETRY_FOR: Duration = Duration::from_secs(5 * 60);
+
+/// Repeats requests.
+pub(super) struct Retry {
+    requests: Arc<Requests>,
+    /// From the first attempt on.
+    deadline: Duration,
+    /// Whether slow reads are repeated; under a limit they are meant to be slow.
+    hedges: bool,
+    /// Whether the store has ever answered.
+    reached: AtomicBool,
+    /// Running mean of the time that reads take, in microseconds.
+    read_us: AtomicU64,
+}
+
+impl Retry {
+    pub(super) fn new(requests: Arc<Requests>, deadline: Duration, hedges: bool) -> Self {
+        Self { requests, deadline, hedges, reached: AtomicBool::new(false), read_us: AtomicU64::new(0) }
+    }
+
+    /// Runs `attempt` until it succeeds, fails for good, or time is up.
+    pub(super) async fn run<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let start = Instant::now();
+        let mut pause = PAUSE_MIN;
+        let mut attempts = 1u32;
+        loop {
+            let failure = match attempt().await {
+                Ok(value) => {
+                    self.reached.store(true, Ordering::Relaxed);
+                    return Ok(value);
+                }
+                Err(failure) => failure,
+            };
+            let deadline = match failure.kind {
+                FailureKind::Transient => self.deadline,
+                FailureKind::Unreachable if self.reached.load(Ordering::Relaxed) => self.deadline,
+                FailureKind::Unreachable => UNREACHED_MAX.min(self.deadline),
+                _ => return Err(failure),
+            };
+            if failure.kind == FailureKind::Transient {
+                self.reached.store(true, Ordering::Relaxed);
+            }
+            let wait = failure.retry_after.map_or_else(|| jitter(pause), |asked| asked.min(PAUSE_ASKED_MAX));
+            if start.elapsed() + wait > deadline {
+                let what = format!("{}; given up after {attempts} attempts", failure.what);
+                return Err(Failure { what, ..failure });
+            }
+            tokio::time::sleep(wait).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+            attempts += 1;
+            self.requests.add_retry();
+        }
+    }
+
+    /// Runs the read `attempt`, and once more beside it if it is slow; the first success counts.
+    pub(super) async fn hedged<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let start = Instant::now();
+        let mut first = pin!(attempt());
+        let outcome = if self.hedges {
+            match tokio::time::timeout(self.slow_after(), first.as_mut()).await {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    self.requests.add_hedge();
+                    first_success(first, pin!(attempt())).await
+                }
+            }
+        } else {
+            first.await
+        };
+        if outcome.is_ok() {
+            let took = start.elapsed().as_micros() as u64;
+            let mean = self.read_us.load(Ordering::Relaxed);
+            // Two threads at once lose one sample: nothing hangs on it.
+            self.read_us.store(if mean == 0 { took } else { (7 * mean + took) / 8 }, Ordering::Relaxed);
+        }
+        outcome
+    }
+
+    fn slow_after(&self) -> Duration {
+        match self.read_us.load(Ordering::Relaxed) {
+            0 => SLOW_MAX,
+            mean => (SLOW_FACTOR * Duration::from_micros(mean)).clamp(SLOW_MIN, SLOW_MAX),
+        }
+    }
+}
+
+/// Between half of `pause` and all of it, so that many hosts do not come back at one moment.
+fn jitter(pause: Duration) -> Duration {
+    let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+    pause.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
+}
+
+/// The first of two to succeed; if both fail, the failure of the second to end.
+async fn first_success<T, F>(mut first: std::pin::Pin<&mut F>, mut second: std::pin::Pin<&mut F>) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    let mut running = [true, true];
+    std::future::poll_fn(|context| {
+        let mut failed = None;
+        for (future, running) in [first.as_mut(), second.as_mut()].into_iter().zip(&mut running) {
+            if *running {
+                match future.poll(context) {
+                    Poll::Ready(Ok(value)) => return Poll::Ready(Ok(value)),
+                    Poll::Ready(Err(failure)) => {
+                        *running = false;
+                        failed = Some(failure);
+                    }
+                    Poll::Pending => {}
+                }
+            }
+        }
+        match failed {
+            Some(failure) if running == [false, false] => Poll::Ready(Err(failure)),
+            _ => Poll::Pending,
+        }
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn block_on<F: Future>(future: F) -> F::Output {
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime").block_on(future)
+    }
+
+    fn retry(deadline: Duration) -> (Retry, Arc<Requests>) {
+        let requests = Arc::new(Requests::default());
+        (Retry::new(requests.clone(), deadline, true), requests)
+    }
+
+    #[test]
+    fn what_may_pass_is_repeated_and_counted() {
+        let (retry, requests) = retry(Duration::from_secs(60));
+        let attempts = Cell::new(0);
+        let outcome = block_on(retry.run(async || {
+            attempts.set(attempts.get() + 1);
+            if attempts.get() < 3 { Err(Failure::new(FailureKind::Transient, "busy")) } else { Ok(7) }
+        }));
+        assert_eq!((outcome.expect("succeeds"), requests.retries()), (7, 2));
+    }
+
+    #[test]
+    fn a_refusal_is_not_repeated() {
+        let (retry, requests) = retry(Duration::from_secs(60));
+        for kind in [FailureKind::Denied, FailureKind::NotFound, FailureKind::Full, FailureKind::Other] {
+            let outcome = block_on(retry.run(async || Err::<(), _>(Failure::new(kind, "no"))));
+            assert_eq!(outcome.expect_err("fails").kind, kind);
+        }
+        assert_eq!(requests.retries(), 0);
+    }
+
+    #[test]
+    fn a_pause_that_would_end_after_the_deadline_is_not_begun() {
+        let (retry, _) = retry(Duration::from_secs(5));
+        let start = Instant::now();
+        let busy =
+            || Failure { retry_after: Some(Duration::from_secs(60)), ..Failure::new(FailureKind::Transient, "busy") };
+        let failure = block_on(retry.run(async || Err::<(), _>(busy()))).expect_err("fails");
+        assert!(start.elapsed() < Duration::from_secs(5) && failure.what.contains("1 attempts"), "{}", failure.what);
+    }
+
+    #[test]
+    fn a_slow_read_is_overtaken_by_a_second_one() {
+        let (retry, requests) = retry(Duration::from_secs(60));
+        let attempts = Cell::new(0);
+        let read = async || {
+            attempts.set(attempts.get() + 1);
+            if attempts.get() == 2 {
+                std::future::pending::<()>().await;
+            }
+            Ok(attempts.get())
+        };
+        let (first, second) = block_on(async { (retry.hedged(read).await, retry.hedged(read).await) });
+        assert_eq!((first.expect("quick"), second.expect("the third attempt")), (1, 3));
+        assert_eq!(requests.hedges(), 1);
+    }
+
+    #[test]
+    fn when_the_second_read_fails_the_slow_one_still_counts() {
+        let (retry, _) = retry(Duration::from_secs(60));
+        let attempts = Cell::new(0);
+        let read = async || {
+            attempts.set(attempts.get() + 1);
+            if attempts.get() == 3 {
+                return Err(Failure::new(FailureKind::Transient, "cut"));
+            }
+            if attempts.get() == 2 {
+                tokio::time::sleep(SLOW_MIN * 2).await;
+            }
+            Ok(())
+        };
+        block_on(async { (retry.hedged(read).await, retry.hedged(read).await) }).1.expect("the slow one");
+    }
+}
