@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
@@ -105,5 +106,43 @@ impl Drop for Pool {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+    }
+}
+
+/// What `work` makes of each of `items`, in their order; done by up to `count` threads, for work that waits.
+pub fn map<T: Sync, R: Send>(count: usize, items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    if items.len() < 2 || count < 2 {
+        return items.iter().map(work).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
+        let run = || {
+            let mut done = Vec::new();
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(item) = items.get(at) else { return done };
+                done.push((at, work(item)));
+            }
+        };
+        let threads: Vec<_> = (0..count.min(items.len())).map(|_| scope.spawn(run)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("the work does not panic")).collect()
+    });
+    done.sort_unstable_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_the_order_of_their_items() {
+        let items: Vec<u64> = (0..100).collect();
+        let double = |item: &u64| {
+            std::thread::sleep(std::time::Duration::from_micros(100 - item));
+            2 * item
+        };
+        assert_eq!(map(8, &items, double), items.iter().map(|item| 2 * item).collect::<Vec<_>>());
+        assert_eq!(map(8, &[1], |item| item + 1), [2]);
     }
 }

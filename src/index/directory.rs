@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 
-/// End of the name of an index file.
-const SUFFIX: &str = ".index";
+/// Extension of the name of an index file.
+const EXTENSION: &str = "index";
 /// Time between two attempts to get a lock.
 const RETRY_AFTER: Duration = Duration::from_millis(20);
 
@@ -45,7 +45,10 @@ impl Directory {
     /// Waits up to `patience` for the right to write; `None` if another process has it or there can be none.
     pub(super) fn lock(&self, patience: Duration) -> Option<Lock> {
         let path = self.path.join("lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).ok()?;
+        let mut file = OpenOptions::new();
+        // A named pipe in its place must not make us wait.
+        file.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NONBLOCK);
+        let file = file.open(path).ok()?;
         let start = Instant::now();
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -64,7 +67,7 @@ impl Directory {
             return Vec::new();
         };
         let paths = entries.flatten().map(|entry| entry.path());
-        paths.filter(|path| path.to_str().is_some_and(|path| path.ends_with(SUFFIX))).collect()
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == EXTENSION)).collect()
     }
 
     /// Begins a file under a name of its own.
@@ -75,7 +78,7 @@ impl Directory {
     /// Makes a finished file durable and visible; returns its path.
     pub(super) fn publish(&self, mut new: NewFile, _lock: &Lock) -> io::Result<PathBuf> {
         new.file.sync_data()?;
-        let path = new.path.with_extension(&SUFFIX[1..]);
+        let path = new.path.with_extension(EXTENSION);
         fs::rename(&new.path, &path)?;
         new.keep = true;
         Ok(path)

@@ -14,7 +14,8 @@
 //! file is opened, the packs and objects are then copied to memory, and each 64 KiB of the rest is checked when it is first
 //! touched: nothing is believed that was not checked.
 
-use std::fs::File;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -37,6 +38,8 @@ const RELEASE_BLOCKS: u64 = 64;
 pub(super) const SLOT_RECORDS: u64 = 8;
 /// Most bits of the fan-out table.
 const BITS_MAX: u32 = 28;
+/// Most records of a file: the fan-out counts them in 32 bits.
+pub(super) const RECORDS_MAX: u64 = u32::MAX as u64;
 /// Bytes of the footer.
 pub(super) const FOOTER_LEN: usize = 8 + 4 + 4 + 3 * 8 + 32 + 32;
 const MAGIC: [u8; 8] = *b"bgindex\0";
@@ -191,7 +194,12 @@ pub(super) struct IndexFile {
 impl IndexFile {
     /// Opens the file at `path`; `None` if it is not a whole index file of `repository`.
     pub(super) fn open(path: &Path, repository: RepositoryId) -> Option<Self> {
-        let mapping = Mapping::of_file(&File::open(path).ok()?).ok()?;
+        // Whatever else bears such a name must not make us wait.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
+        if !file.metadata().ok()?.is_file() {
+            return None;
+        }
+        let mapping = Mapping::of_file(&file).ok()?;
         Self::new(mapping, Some(path.to_owned()), repository)
     }
 

@@ -139,7 +139,10 @@ extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, cont
     let address = unsafe { (*info).si_addr() } as usize;
     for watch in &WATCHES {
         let (start, end) = (watch.start.load(Ordering::SeqCst), watch.end.load(Ordering::SeqCst));
-        if start <= RESERVED || address < start || address >= end {
+        // A start that has changed meanwhile is another mapping's, and the end may be. That of the mapping at fault does
+        // not change: the thread that reads it holds it.
+        let is_whole = start == watch.start.load(Ordering::SeqCst);
+        if start <= RESERVED || !is_whole || address < start || address >= end {
             continue;
         }
         // First the mark, then the zeros: nobody may see zeros that are not marked.

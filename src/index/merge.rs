@@ -9,7 +9,7 @@ use std::collections::binary_heap::PeekMut;
 use std::collections::{BinaryHeap, HashSet};
 use std::io::{self, Write};
 
-use super::file::{BLOCK_LEN, HASH_LEN, IndexFile, Layout, PackEntry, RECORD_LEN, Reader, Record, prefix};
+use super::file::{BLOCK_LEN, HASH_LEN, IndexFile, Layout, PackEntry, RECORD_LEN, RECORDS_MAX, Reader, Record, prefix};
 use super::{Damaged, PackInfo, locations};
 use crate::format::index::IndexedPack;
 use crate::id::{BlobId, ObjectId, RepositoryId};
@@ -240,7 +240,7 @@ fn write_records(cursors: &mut [Cursor<'_>], bits: u32, out: &mut BlockWriter<'_
             slots_done += 1;
         }
         records += 1;
-        if records > u64::from(u32::MAX) {
+        if records > RECORDS_MAX {
             return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
         }
         Ok(out.write(&record.to_bytes())?)

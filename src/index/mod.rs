@@ -29,7 +29,7 @@ use crate::format::index::{IndexedPack, PackedBlob};
 use crate::id::{BlobId, ObjectId, RepositoryId};
 use catalog::Catalog;
 use directory::{Directory, Lock, NewFile};
-use file::IndexFile;
+use file::{IndexFile, RECORDS_MAX};
 use mapping::Mapping;
 use merge::{Batch, Failure, Input, merge};
 use numbers::PackNumbers;
@@ -69,11 +69,17 @@ pub trait IndexSource: Sync {
     /// Why the source failed.
     type Error: Send;
 
-    /// Every index object there is.
+    /// How many index objects are best fetched at a time.
+    fn parallel(&self) -> usize {
+        LOADERS
+    }
+
+    /// Every index object there is, but for those that [`IndexSource::load`] could not read.
     fn list(&self) -> Result<Vec<ObjectId>, Self::Error>;
 
-    /// The packs that the index object `id` lists. One that has been deleted since it was listed has none.
-    fn load(&self, id: &ObjectId) -> Result<Vec<IndexedPack>, Self::Error>;
+    /// The packs that the index object `id` lists. `None` if it has been deleted since it was listed or is damaged: then
+    /// it counts as not there.
+    fn load(&self, id: &ObjectId) -> Result<Option<Vec<IndexedPack>>, Self::Error>;
 }
 
 /// How much is kept in memory.
@@ -95,7 +101,7 @@ const TIER_RATIO: u64 = 4;
 const TIER_LEN_MIN: u64 = 16 << 10;
 /// Most files that stay unmerged.
 const FILES_MAX: usize = 8;
-/// Index objects that are fetched at a time.
+/// Index objects that are fetched at a time from a store that is near.
 const LOADERS: usize = 4;
 /// Damaged files after which this process no longer believes its disk and keeps what it loads in memory.
 const STRIKES_MAX: u32 = 3;
@@ -273,6 +279,11 @@ impl Index {
         state.absent = absent;
     }
 
+    /// Whether packs are hidden because they were absent when they were last listed.
+    pub fn hides_packs(&self) -> bool {
+        !self.read().absent.is_empty()
+    }
+
     /// Calls `found` for every pack that may be used. A pack that two index objects list is found twice.
     pub fn for_each_pack(&self, mut found: impl FnMut(PackNumber, PackInfo)) {
         let state = self.read();
@@ -441,7 +452,8 @@ impl Index {
         lock: Option<&Lock>,
     ) {
         let mut recent = self.read().recent.batch();
-        plan.leaving.extend(recent.objects().iter().copied());
+        // What is not live was published after the source was listed: it must not leave memory for a file that lacks it.
+        plan.leaving.extend(recent.objects().iter().filter(|id| live(id)));
         for (id, packs) in plan.fresh.drain(..) {
             recent.push(id, &packs);
         }
@@ -453,6 +465,7 @@ impl Index {
             let mut len = (recent.len() + batch.len()) as u64;
             let mut kept = whole;
             while let Some(smallest) = kept.checked_sub(1).map(|last| &plan.files[last])
+                && len + smallest.record_count() <= RECORDS_MAX
                 && (kept >= FILES_MAX || smallest.record_count() < TIER_RATIO * len.max(TIER_LEN_MIN))
             {
                 len += smallest.record_count();
@@ -607,13 +620,15 @@ fn load_each<S: IndexSource>(
     mut found: impl FnMut(ObjectId, Vec<IndexedPack>),
 ) -> Result<(), S::Error> {
     if let [id] = ids {
-        found(*id, source.load(id)?);
+        if let Some(packs) = source.load(id)? {
+            found(*id, packs);
+        }
         return Ok(());
     }
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(1);
-        for _ in 0..LOADERS.min(ids.len()) {
+        for _ in 0..source.parallel().min(ids.len()) {
             let (sender, next) = (sender.clone(), &next);
             scope.spawn(move || {
                 while let Some(id) = ids.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -627,8 +642,9 @@ fn load_each<S: IndexSource>(
         }
         drop(sender);
         receiver.into_iter().try_for_each(|loaded| {
-            let (id, packs) = loaded?;
-            found(id, packs);
+            if let (id, Some(packs)) = loaded? {
+                found(id, packs);
+            }
             Ok(())
         })
     })

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fs;
 use std::io::Write;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
 use proptest::prelude::*;
@@ -30,9 +30,9 @@ impl IndexSource for Source {
         Ok(self.objects.lock().unwrap().keys().copied().collect())
     }
 
-    fn load(&self, id: &ObjectId) -> Result<Vec<IndexedPack>, Infallible> {
+    fn load(&self, id: &ObjectId) -> Result<Option<Vec<IndexedPack>>, Infallible> {
         self.loads.fetch_add(1, Ordering::Relaxed);
-        Ok(self.objects.lock().unwrap().get(id).cloned().unwrap_or_default())
+        Ok(self.objects.lock().unwrap().get(id).cloned())
     }
 }
 
@@ -472,7 +472,7 @@ fn a_source_that_fails_fails_the_open_and_not_the_running_index() {
         fn list(&self) -> Result<Vec<ObjectId>, String> {
             Ok(self.0.list().unwrap_or_default())
         }
-        fn load(&self, id: &ObjectId) -> Result<Vec<IndexedPack>, String> {
+        fn load(&self, id: &ObjectId) -> Result<Option<Vec<IndexedPack>>, String> {
             if *id == self.1 { Err("disk on fire".to_owned()) } else { Ok(self.0.load(id).unwrap_or_default()) }
         }
     }
@@ -489,6 +489,87 @@ fn a_source_that_fails_fails_the_open_and_not_the_running_index() {
     }
     index.refresh(&source).unwrap();
     assert_answers(&index, &source, &source.everywhere(), 2000);
+}
+
+#[test]
+fn an_index_object_that_is_published_while_others_are_taken_in_is_kept() {
+    /// A source after whose listing this process publishes an index object.
+    struct Late<'a>(&'a Source, &'a Index, AtomicBool);
+    impl IndexSource for Late<'_> {
+        type Error = Infallible;
+        fn list(&self) -> Result<Vec<ObjectId>, Infallible> {
+            let listed = self.0.list();
+            if !self.2.swap(true, Ordering::Relaxed) {
+                let (id, packs) = objects(900, 1, 10).remove(0);
+                packs.iter().for_each(|pack| self.1.add(pack));
+                self.0.objects.lock().unwrap().insert(id, packs.clone());
+                self.1.published(id, &packs);
+            }
+            listed
+        }
+        fn load(&self, id: &ObjectId) -> Result<Option<Vec<IndexedPack>>, Infallible> {
+            self.0.load(id)
+        }
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let source = Source::with(objects(0, 3, 10));
+    let index = Index::open_with(Some(cache.path()), REPOSITORY, &source, SMALL).unwrap();
+    // Enough to be written into a file.
+    source.objects.lock().unwrap().extend(objects(10, 20, 10));
+    let late = Late(&source, &index, AtomicBool::new(false));
+    index.refresh(&late).unwrap();
+    for number in (0..30).chain(100..300).chain(9000..9010) {
+        assert!(index.locate(&blob_id(number)).unwrap().is_some(), "blob {number}");
+    }
+    index.refresh(&source).unwrap();
+    assert_answers(&index, &source, &source.everywhere(), 9020);
+}
+
+#[test]
+fn an_index_object_that_cannot_be_read_is_not_covered_and_is_read_once_it_can_be() {
+    /// A source that cannot read this one, and lists it nevertheless.
+    struct Without<'a>(&'a Source, ObjectId);
+    impl IndexSource for Without<'_> {
+        type Error = Infallible;
+        fn list(&self) -> Result<Vec<ObjectId>, Infallible> {
+            self.0.list()
+        }
+        fn load(&self, id: &ObjectId) -> Result<Option<Vec<IndexedPack>>, Infallible> {
+            if *id == self.1 { Ok(None) } else { self.0.load(id) }
+        }
+    }
+    for (cache, count) in [(None, 1), (None, 40), (Some(tempfile::tempdir().unwrap()), 40)] {
+        let cache = cache.as_ref().map(|cache| cache.path());
+        let source = Source::with(objects(0, count, 10));
+        let without = Without(&source, object_id(1_000_000));
+        let index = Index::open_with(cache, REPOSITORY, &without, SMALL).unwrap();
+        let found = |index: &Index, n| index.locate(&blob_id(n)).unwrap().is_some();
+        assert!(!found(&index, 5) && (count == 1 || found(&index, 15)));
+        index.refresh(&without).unwrap();
+        assert!(!found(&index, 5));
+        let other = Index::open_with(cache, REPOSITORY, &source, SMALL).unwrap();
+        assert!(found(&other, 5), "the failure is not remembered on the disk");
+    }
+}
+
+#[test]
+fn named_pipes_in_the_cache_make_nobody_wait() {
+    let cache = tempfile::tempdir().unwrap();
+    fs::create_dir(cache.path().join("index")).unwrap();
+    for name in ["lock", "0000000000000000.index"] {
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            cache.path().join("index").join(name),
+            rustix::fs::FileType::Fifo,
+            mode,
+            0,
+        )
+        .unwrap();
+    }
+    let source = Source::with(objects(0, 40, 50));
+    let index = Index::open_with(Some(cache.path()), REPOSITORY, &source, SMALL).unwrap();
+    assert_answers(&index, &source, &source.everywhere(), 2010);
 }
 
 /// Prints what building, opening and looking up cost. `INDEX_BLOBS` sets the number of blobs.
@@ -508,12 +589,12 @@ fn cost_of_a_large_index() {
                 })
                 .collect())
         }
-        fn load(&self, id: &ObjectId) -> Result<Vec<IndexedPack>, Infallible> {
+        fn load(&self, id: &ObjectId) -> Result<Option<Vec<IndexedPack>>, Infallible> {
             let start = Instant::now();
             let number = u64::from_le_bytes(id.0[..8].try_into().unwrap());
             let packs = (number * 200..(number + 1) * 200).map(|n| pack(n, n * 250, 250)).collect();
             self.1.fetch_add(start.elapsed().as_micros() as u64, Ordering::Relaxed);
-            Ok(packs)
+            Ok(Some(packs))
         }
     }
     let memory = || {

@@ -1,14 +1,16 @@
 //! A repository on a backend: opening it, reading verified blobs, storing new ones once.
 
 pub mod reader;
+mod unfinished;
 pub mod writer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use self::reader::SegmentCache;
+use crate::backend::near::Near;
 use crate::backend::{self, Backend, ObjectKind, ObjectName};
 use crate::chunk::{ChunkSizes, Chunker};
 use crate::format::codec::DecodeError;
@@ -21,6 +23,7 @@ use crate::format::tree::Time;
 use crate::id::{BlobId, BlobKind, ContentHash, ObjectId, RepositoryId};
 use crate::index::Index;
 use crate::key::{KeyObject, Keys, MasterKey};
+use crate::pool;
 
 /// Why a repository could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -65,16 +68,16 @@ pub enum Error {
         location: String,
     },
     /// Written by a version of the program that this one does not know.
-    #[error("{object} has format version {found}; this program reads versions {supported}")]
+    #[error("{object} was written by a newer version: {found}, and this program reads format versions {supported}")]
     Version {
         /// Which object.
         object: String,
-        /// The version found.
-        found: u32,
+        /// The format version found, or what of it is not known.
+        found: String,
         /// The versions this program reads.
         supported: &'static str,
     },
-    /// Two things were given the same place in a snapshot.
+    /// A snapshot has no place for it.
     #[error("{object} cannot be stored: {what}")]
     Clash {
         /// Which.
@@ -102,14 +105,48 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Whether an object is not there.
+    fn is_gone(&self) -> bool {
+        matches!(self, Error::Backend(error) if error.kind == backend::ErrorKind::NotFound)
+    }
+
     /// Whether an object that should be there is gone or cut short.
     fn is_lost(&self) -> bool {
         use backend::ErrorKind::{NotFound, Truncated};
         matches!(self, Error::Backend(error) if matches!(error.kind, NotFound | Truncated))
     }
 
+    /// Whether one object is not what was stored, as opposed to a store that refuses or cannot be reached.
+    fn is_damage(&self) -> bool {
+        use backend::ErrorKind::{Other, Truncated};
+        match self {
+            Error::Corrupt { .. } => true,
+            Error::Backend(error) => matches!(error.kind, Truncated | Other),
+            _ => false,
+        }
+    }
+
+    /// The kind of the object that the error is about, if it is about one object.
+    pub fn object_kind(&self) -> Option<ObjectKind> {
+        let object = match self {
+            Error::Backend(error) => &error.object,
+            Error::Corrupt { object, .. } => object,
+            _ => return None,
+        };
+        let names = |kind: ObjectKind| object.split(' ').any(|word| word.split('/').next() == Some(kind.directory()));
+        ObjectKind::ALL.into_iter().find(|kind| names(*kind))
+    }
+
+    /// Whether no index knows the blob.
+    fn is_missing_blob(&self) -> bool {
+        matches!(self, Error::MissingBlob { .. })
+    }
+
     /// A decoding error of `object`.
     pub fn decode(object: impl ToString, error: DecodeError) -> Self {
+        if error.newer {
+            return Error::Version { object: object.to_string(), found: error.to_string(), supported: VERSIONS_READ };
+        }
         Error::Corrupt { object: object.to_string(), what: error.to_string() }
     }
 }
@@ -121,6 +158,43 @@ pub struct OpenOptions {
     pub cache_dir: Option<PathBuf>,
     /// Bytes of decoded segments kept in memory.
     pub segment_cache_len: usize,
+    /// Bytes of stored packs kept in `cache_dir` if the repository is remote; 0 for as many as is usual.
+    pub cache_len_max: u64,
+    /// Called once for each object that is found damaged and can be done without for now.
+    pub warn: Option<fn(&Error)>,
+}
+
+/// Objects that were found damaged and are done without: each is told once.
+#[derive(Default)]
+struct DamagedObjects {
+    names: Mutex<HashSet<ObjectName>>,
+    warn: Option<fn(&Error)>,
+}
+
+impl DamagedObjects {
+    fn note(&self, name: ObjectName, error: &Error) {
+        let new = self.names.lock().expect("no panic while held").insert(name);
+        if let Some(warn) = self.warn.filter(|_| new) {
+            warn(error);
+        }
+    }
+
+    fn contains(&self, name: &ObjectName) -> bool {
+        self.names.lock().expect("no panic while held").contains(name)
+    }
+
+    /// What was read of `name`; `None` if the object has gone since it was listed, or is damaged, which is noted.
+    fn readable<T>(&self, name: ObjectName, read: Result<T>) -> Result<Option<T>> {
+        match read {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_gone() => Ok(None),
+            Err(error) if error.is_damage() => {
+                self.note(name, &error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Plain bytes of a blob, verified; cheap to clone, dereferences to `[u8]`.
@@ -144,6 +218,27 @@ impl std::ops::Deref for Blob {
     }
 }
 
+/// A repository that is there and still locked.
+pub struct Found {
+    backend: Arc<dyn Backend>,
+    stored: Vec<u8>,
+    listed: Surveyed,
+}
+
+impl Found {
+    /// Opens it.
+    pub fn open(self, password: &[u8], options: &OpenOptions) -> Result<Arc<Repository>> {
+        let Found { backend, stored, listed } = self;
+        let id = Config::repository_id(&stored).map_err(|error| config_error(&stored, error))?;
+        let backend = near(backend, &id, options);
+        let damaged = DamagedObjects { warn: options.warn, ..DamagedObjects::default() };
+        let (key_in_use, master) = find_key(&*backend, &listed.keys, &id, password, &damaged)?;
+        let keys = Keys::new(master);
+        let config = Config::decode(&stored, &keys).map_err(|error| config_error(&stored, error))?;
+        Repository::assemble(backend, keys, config, key_in_use, damaged, options, Some(listed.indexes))
+    }
+}
+
 /// An open repository. Shared between threads.
 pub struct Repository {
     backend: Arc<dyn Backend>,
@@ -156,13 +251,20 @@ pub struct Repository {
     key_in_use: ObjectId,
     /// When the packs were listed last.
     packs_listed: Mutex<Option<Instant>>,
+    /// Where this repository's local index and caches live, if they do.
+    cache_dir: Option<PathBuf>,
+    damaged: DamagedObjects,
 }
 
 /// Most bytes of decoded segments kept when the caller does not say.
 const SEGMENT_CACHE_LEN_DEFAULT: usize = 64 << 20;
+/// Most bytes of stored packs kept on the local disk when the caller does not say.
+const CACHE_LEN_MAX_DEFAULT: u64 = 1 << 30;
 /// From this many snapshots on, sealed copies are kept in the local catalog: opening it takes as long as reading a few
 /// hundred small files, and far less than fetching as many from far away.
 const SNAPSHOTS_CACHED_FROM: usize = 256;
+/// Bytes of index objects that a backup compares with their names before it believes what the local index says of them.
+const INDEX_VERIFIED_LEN: u64 = 8 << 20;
 /// Longest key object in bytes.
 const KEY_LEN_MAX: u64 = 64 << 10;
 /// Longest index or snapshot object in bytes: its plain bytes and what sealing adds at most.
@@ -171,15 +273,18 @@ const OBJECT_LEN_MAX: u64 = OBJECT_PLAIN_LEN_MAX as u64 + (1 << 20);
 impl Repository {
     /// Opens the repository on `backend` with `password`.
     pub fn open(backend: Arc<dyn Backend>, password: &[u8], options: &OpenOptions) -> Result<Arc<Repository>> {
-        let stored = read_config(&*backend)?;
-        let id = Config::repository_id(&stored).map_err(|error| config_error(&stored, error))?;
-        let (key_in_use, master) = find_key(&*backend, &id, password)?;
-        let keys = Keys::new(master);
-        let config = Config::decode(&stored, &keys).map_err(|error| config_error(&stored, error))?;
-        Self::assemble(backend, keys, config, key_in_use, options)
+        Self::find(backend)?.open(password, options)
     }
 
-    /// Creates a repository on `backend` whose first key opens with `password`.
+    /// The repository on `backend`, if there is one that this program can read.
+    pub fn find(backend: Arc<dyn Backend>) -> Result<Found> {
+        let (stored, listed) = survey(&*backend)?;
+        check_version(&ObjectName::config(), &stored)?;
+        Ok(Found { backend, stored, listed })
+    }
+
+    /// Creates a repository on `backend` whose first key opens with `password`. Of several that try at the same time, one
+    /// does and the others find a repository there.
     pub fn init(backend: Arc<dyn Backend>, password: &[u8], options: &OpenOptions) -> Result<Arc<Repository>> {
         let location = backend.location();
         match backend.create() {
@@ -191,16 +296,18 @@ impl Repository {
         let system = |source| Error::System { op: "make a key", source };
         let keys = Keys::new(MasterKey::random().map_err(system)?);
         let config = Config { id: RepositoryId(crate::key::random().map_err(system)?), chunks: ChunkSizes::DEFAULT };
+        let backend = near(backend, &config.id, options);
         let key = put_key(&*backend, keys.master(), &config.id, password)?;
         // The configuration comes last: a repository is there when it is.
-        backend.put(ObjectName::config(), &config.encode(&keys).map_err(system)?)?;
-        Self::assemble(backend, keys, config, key, options)
-    }
-
-    /// Checks that there is a repository, without opening it.
-    pub fn probe(backend: &dyn Backend) -> Result<()> {
-        let stored = read_config(backend)?;
-        check_version(&ObjectName::config(), &stored)
+        let stored = config.encode(&keys).map_err(system)?;
+        backend.put(ObjectName::config(), &stored)?;
+        // A put does not replace: what is there now is of whoever came first, and another's key opens nothing of theirs.
+        if read_config(&*backend)? != stored {
+            backend.delete(ObjectName::new(ObjectKind::Key, key))?;
+            return Err(Error::Exists { location });
+        }
+        let damaged = DamagedObjects { warn: options.warn, ..DamagedObjects::default() };
+        Self::assemble(backend, keys, config, key, damaged, options, None)
     }
 
     fn assemble(
@@ -208,15 +315,20 @@ impl Repository {
         keys: Keys,
         config: Config,
         key_in_use: ObjectId,
+        damaged: DamagedObjects,
         options: &OpenOptions,
+        indexes: Option<Vec<ObjectId>>,
     ) -> Result<Arc<Repository>> {
         let id = config.id;
-        let cache_dir = options.cache_dir.as_ref().map(|directory| directory.join(id.to_hex()));
-        let index = Index::open(cache_dir.as_deref(), id, &Source { backend: &*backend, keys: &keys, id })?;
+        let cache_dir = cache_directory(&id, options);
+        let source = Source { backend: &*backend, keys: &keys, id, damaged: &damaged, listed: Mutex::new(indexes) };
+        let index = Index::open(cache_dir.as_deref(), id, &source)?;
         let len = if options.segment_cache_len == 0 { SEGMENT_CACHE_LEN_DEFAULT } else { options.segment_cache_len };
         let cache = SegmentCache::new(len);
         let packs_listed = Mutex::new(None);
-        Ok(Arc::new(Repository { backend, id, keys, chunks: config.chunks, index, cache, key_in_use, packs_listed }))
+        let chunks = config.chunks;
+        let repo = Repository { backend, id, keys, chunks, index, cache, key_in_use, packs_listed, cache_dir, damaged };
+        Ok(Arc::new(repo))
     }
 
     /// The repository's random id.
@@ -254,33 +366,39 @@ impl Repository {
         self.keys.blob_id(kind, hash)
     }
 
-    /// Every snapshot, oldest first. A snapshot that cannot be read is an error: a listing is never silently short.
+    /// Every snapshot that can be read, oldest first. A damaged one is told of and left out; one that was removed since it
+    /// was listed is left out.
     pub fn snapshots(&self) -> Result<Vec<(ObjectId, Snapshot)>> {
-        let ids = self.snapshot_ids()?;
+        self.read_snapshots(&self.snapshot_ids()?)
+    }
+
+    /// The snapshots of `ids`, oldest first, without those that have been deleted since they were listed.
+    pub fn read_snapshots(&self, ids: &[ObjectId]) -> Result<Vec<(ObjectId, Snapshot)>> {
         let mut cached: HashMap<ObjectId, Vec<u8>> = HashMap::new();
         let catalog = self.index.catalog().filter(|_| ids.len() >= SNAPSHOTS_CACHED_FROM);
         if let Some(catalog) = catalog {
-            cached.extend(catalog.snapshots(&ids));
+            cached.extend(catalog.snapshots(ids));
         }
-        let mut fetched = Vec::new();
-        let mut snapshots = Vec::with_capacity(ids.len());
-        for id in &ids {
+        let source = self.source();
+        let read = |id: &ObjectId| -> Result<_> {
             let name = ObjectName::new(ObjectKind::Snapshot, *id);
-            let stored = match cached.remove(id) {
-                Some(stored) => stored,
-                None => {
-                    let stored = self.source().read(name)?;
-                    if catalog.is_some() {
-                        fetched.push((*id, stored.clone()));
-                    }
-                    stored
-                }
-            };
-            snapshots.push((*id, self.open_snapshot(name, stored)?));
+            let known = cached.get(id);
+            let read = known.map_or_else(|| source.read(name), |stored| Ok(stored.clone()));
+            let Some(stored) = self.damaged.readable(name, read)? else { return Ok(None) };
+            let fetched = (catalog.is_some() && known.is_none()).then(|| (*id, stored.clone()));
+            let opened = self.damaged.readable(name, self.open_snapshot(name, stored))?;
+            Ok(opened.map(|snapshot| ((*id, snapshot), fetched)))
+        };
+        let mut snapshots = Vec::with_capacity(ids.len());
+        let mut fetched = Vec::new();
+        for found in pool::map(self.backend.parallel(), ids, read) {
+            let Some((snapshot, new)) = found? else { continue };
+            fetched.extend(new);
+            snapshots.push(snapshot);
         }
         if let Some(catalog) = catalog.filter(|_| !fetched.is_empty()) {
             catalog.put_snapshots(fetched);
-            let mut present = ids;
+            let mut present = ids.to_vec();
             present.sort_unstable();
             catalog.retain_snapshots(present);
         }
@@ -296,6 +414,11 @@ impl Repository {
     /// The ids of all snapshots, in no order.
     pub fn snapshot_ids(&self) -> Result<Vec<ObjectId>> {
         list(&*self.backend, ObjectKind::Snapshot)
+    }
+
+    /// As [`Repository::snapshot`], but `None` if it has been removed, or is damaged, which is told.
+    pub fn readable_snapshot(&self, id: &ObjectId) -> Result<Option<Snapshot>> {
+        self.damaged.readable(ObjectName::new(ObjectKind::Snapshot, *id), self.snapshot(id))
     }
 
     /// One snapshot.
@@ -327,6 +450,29 @@ impl Repository {
         Ok(())
     }
 
+    /// Compares index objects with their names, in random order and up to a number of bytes, and does without those that
+    /// are damaged, though the local index knows what they said: other hosts cannot read it any more, so that the next
+    /// backup must store again what they named. Not for a store in the network, where it would take a request for each.
+    pub fn hide_damaged_index(&self) -> Result<()> {
+        if self.backend.is_remote() {
+            return Ok(());
+        }
+        let mut listed = Vec::new();
+        self.backend.list(ObjectKind::Index, &mut |found| listed.push(found))?;
+        let salt = crate::key::random::<32>().map_err(|source| Error::System { op: "read random bytes", source })?;
+        listed.sort_by_cached_key(|found| *blake3::keyed_hash(&salt, &found.id.0).as_bytes());
+        let mut left = INDEX_VERIFIED_LEN;
+        for found in listed {
+            if left == 0 {
+                break;
+            }
+            left = left.saturating_sub(found.len);
+            let name = ObjectName::new(ObjectKind::Index, found.id);
+            self.damaged.readable(name, self.source().read(name))?;
+        }
+        self.refresh()
+    }
+
     /// The ids of all index objects, in no order.
     pub fn index_ids(&self) -> Result<Vec<ObjectId>> {
         list(&*self.backend, ObjectKind::Index)
@@ -335,26 +481,51 @@ impl Repository {
     /// What is wrong with key objects; the one in use is among those that are well.
     pub fn broken_keys(&self) -> Result<Vec<Error>> {
         let ids = list(&*self.backend, ObjectKind::Key)?;
-        Ok(ids.iter().filter_map(|id| read_key(&*self.backend, id).err()).collect())
+        Ok(ids.iter().filter_map(|id| read_key(&*self.backend, id).err()).filter(|error| !error.is_gone()).collect())
     }
 
     /// The packs of an index object.
     pub fn index_object(&self, id: &ObjectId) -> Result<Vec<IndexedPack>> {
+        self.source().load_strictly(id)
+    }
+
+    /// As [`Repository::index_object`], but `None` if it has been removed, or is damaged, which is told.
+    pub fn readable_index_object(&self, id: &ObjectId) -> Result<Option<Vec<IndexedPack>>> {
         use crate::index::IndexSource;
         self.source().load(id)
     }
 
-    fn source(&self) -> Source<'_> {
-        Source { backend: &*self.backend, keys: &self.keys, id: self.id }
+    /// Stores an index object, whatever it says.
+    #[cfg(test)]
+    pub(crate) fn put_index(&self, packs: &[IndexedPack]) -> ObjectId {
+        let plain = crate::format::index::encode(packs);
+        let stored = object::seal(&self.keys, &self.id, StoredKind::Index, &plain).expect("seals");
+        let id = ObjectId::of(&stored);
+        self.backend.put(ObjectName::new(ObjectKind::Index, id), &stored).expect("stores");
+        id
     }
 
-    /// The key objects, and whether each is the one in use.
-    pub fn key_objects(&self) -> Result<Vec<(ObjectId, KeyObject, bool)>> {
+    fn source(&self) -> Source<'_> {
+        Source {
+            backend: &*self.backend,
+            keys: &self.keys,
+            id: self.id,
+            damaged: &self.damaged,
+            listed: Mutex::new(None),
+        }
+    }
+
+    /// The key objects, oldest first and damaged ones last, and whether each is the one in use.
+    pub fn key_objects(&self) -> Result<Vec<(ObjectId, Result<KeyObject>, bool)>> {
         let mut keys = Vec::new();
         for id in list(&*self.backend, ObjectKind::Key)? {
-            keys.push((id, read_key(&*self.backend, &id)?, id == self.key_in_use));
+            match read_key(&*self.backend, &id) {
+                Err(error) if error.is_gone() => {}
+                Err(error) if !error.is_damage() => return Err(error),
+                key => keys.push((id, key, id == self.key_in_use)),
+            }
         }
-        keys.sort_by_key(|(id, key, _)| (key.created, *id));
+        keys.sort_by_key(|(id, key, _)| (key.is_err(), key.as_ref().map_or(Time::default(), |key| key.created), *id));
         Ok(keys)
     }
 
@@ -385,6 +556,9 @@ struct Source<'a> {
     backend: &'a dyn Backend,
     keys: &'a Keys,
     id: RepositoryId,
+    damaged: &'a DamagedObjects,
+    /// Index objects that were listed a moment ago: the first listing costs nothing.
+    listed: Mutex<Option<Vec<ObjectId>>>,
 }
 
 impl Source<'_> {
@@ -400,6 +574,13 @@ impl Source<'_> {
         Ok(stored)
     }
 
+    /// The packs of an index object, which must be there and whole.
+    fn load_strictly(&self, id: &ObjectId) -> Result<Vec<IndexedPack>> {
+        let name = ObjectName::new(ObjectKind::Index, *id);
+        let plain = self.open(name, StoredKind::Index, self.read(name)?)?;
+        crate::format::index::decode(&plain).map_err(|error| Error::decode(name, error))
+    }
+
     /// Opens what [`Source::read`] read.
     fn open(&self, name: ObjectName, kind: StoredKind, stored: Vec<u8>) -> Result<Vec<u8>> {
         check_version(&name, &stored)?;
@@ -410,14 +591,19 @@ impl Source<'_> {
 impl crate::index::IndexSource for Source<'_> {
     type Error = Error;
 
-    fn list(&self) -> Result<Vec<ObjectId>> {
-        list(self.backend, ObjectKind::Index)
+    fn parallel(&self) -> usize {
+        self.backend.parallel().max(4)
     }
 
-    fn load(&self, id: &ObjectId) -> Result<Vec<IndexedPack>> {
-        let name = ObjectName::new(ObjectKind::Index, *id);
-        let plain = self.open(name, StoredKind::Index, self.read(name)?)?;
-        crate::format::index::decode(&plain).map_err(|error| Error::decode(name, error))
+    fn list(&self) -> Result<Vec<ObjectId>> {
+        let listed = self.listed.lock().expect("no panic while held").take();
+        let mut ids = listed.map_or_else(|| list(self.backend, ObjectKind::Index), Ok)?;
+        ids.retain(|id| !self.damaged.contains(&ObjectName::new(ObjectKind::Index, *id)));
+        Ok(ids)
+    }
+
+    fn load(&self, id: &ObjectId) -> Result<Option<Vec<IndexedPack>>> {
+        self.damaged.readable(ObjectName::new(ObjectKind::Index, *id), self.load_strictly(id))
     }
 }
 
@@ -430,10 +616,53 @@ fn list(backend: &dyn Backend, kind: ObjectKind) -> Result<Vec<ObjectId>> {
 fn read_config(backend: &dyn Backend) -> Result<Vec<u8>> {
     match backend.get(ObjectName::config(), CONFIG_LEN_MAX) {
         Err(error) if error.kind == backend::ErrorKind::NotFound => {
-            Err(Error::NoRepository { location: backend.location() })
+            let location = backend.location();
+            // A store may know more: that the whole container is missing.
+            let why = error.source.get_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            Err(Error::NoRepository { location: format!("{location}{why}") })
         }
         other => Ok(other?),
     }
+}
+
+/// What is there besides the configuration.
+#[derive(Default)]
+struct Surveyed {
+    keys: Vec<ObjectId>,
+    indexes: Vec<ObjectId>,
+}
+
+/// Reads the configuration and lists what opening needs, at once where that saves a round trip.
+fn survey(backend: &dyn Backend) -> Result<(Vec<u8>, Surveyed)> {
+    let look = || -> Result<Surveyed> {
+        let mut surveyed = Surveyed::default();
+        backend.list_kinds(&[ObjectKind::Key, ObjectKind::Index], &mut |kind, found| match kind {
+            ObjectKind::Key => surveyed.keys.push(found.id),
+            _ => surveyed.indexes.push(found.id),
+        })?;
+        Ok(surveyed)
+    };
+    if !backend.is_remote() {
+        return Ok((read_config(backend)?, look()?));
+    }
+    std::thread::scope(|scope| {
+        let surveyed = scope.spawn(look);
+        let stored = read_config(backend)?;
+        Ok((stored, surveyed.join().expect("listing does not panic")?))
+    })
+}
+
+fn cache_directory(id: &RepositoryId, options: &OpenOptions) -> Option<PathBuf> {
+    options.cache_dir.as_ref().map(|directory| directory.join(id.to_hex()))
+}
+
+/// A remote backend with what is near of it; a local one as it is.
+fn near(backend: Arc<dyn Backend>, id: &RepositoryId, options: &OpenOptions) -> Arc<dyn Backend> {
+    if !backend.is_remote() {
+        return backend;
+    }
+    let len_max = if options.cache_len_max == 0 { CACHE_LEN_MAX_DEFAULT } else { options.cache_len_max };
+    Arc::new(Near::new(backend, cache_directory(id, options).as_deref(), len_max))
 }
 
 fn config_error(stored: &[u8], error: DecodeError) -> Error {
@@ -443,9 +672,11 @@ fn config_error(stored: &[u8], error: DecodeError) -> Error {
 
 fn check_version(name: &ObjectName, stored: &[u8]) -> Result<()> {
     match Header::version(stored) {
-        Some(found) if found != VERSION => {
-            Err(Error::Version { object: name.to_string(), found: u32::from(found), supported: VERSIONS_READ })
-        }
+        Some(found) if found > VERSION => Err(Error::Version {
+            object: name.to_string(),
+            found: format!("it has format version {found}"),
+            supported: VERSIONS_READ,
+        }),
         _ => Ok(()),
     }
 }
@@ -460,28 +691,45 @@ fn read_key(backend: &dyn Backend, id: &ObjectId) -> Result<KeyObject> {
     KeyObject::decode(&stored).map_err(|error| Error::decode(name, error))
 }
 
-/// Tries every key object. A damaged one does not keep the others from opening, but is the error if none opens.
-fn find_key(backend: &dyn Backend, repository: &RepositoryId, password: &[u8]) -> Result<(ObjectId, MasterKey)> {
+/// Tries every key object. A damaged one does not keep the others from opening. If none opens it is told, since the
+/// password may be its own; it is the error if there is no other.
+fn find_key(
+    backend: &dyn Backend,
+    ids: &[ObjectId],
+    repository: &RepositoryId,
+    password: &[u8],
+    damaged: &DamagedObjects,
+) -> Result<(ObjectId, MasterKey)> {
     let mut failed = None;
+    let mut broken: Vec<(ObjectName, Error)> = Vec::new();
     let mut readable = false;
-    for id in list(backend, ObjectKind::Key)? {
-        match read_key(backend, &id) {
+    for id in ids {
+        match read_key(backend, id) {
             Ok(key) => {
                 readable = true;
                 match key.unwrap(repository, password) {
-                    Ok(Some(master)) => return Ok((id, master)),
+                    Ok(Some(master)) => return Ok((*id, master)),
                     Ok(None) => {}
                     Err(source) => failed = Some(Error::System { op: "derive a key", source }),
                 }
             }
+            Err(error) if error.is_gone() => {}
+            Err(error) if error.is_damage() => broken.push((ObjectName::new(ObjectKind::Key, *id), error)),
             Err(error) => failed = Some(error),
         }
     }
-    match failed {
-        Some(error) => Err(error),
-        None if readable => Err(Error::WrongPassword { location: backend.location() }),
-        None => Err(Error::Corrupt { object: backend.location(), what: "it holds no key object".to_owned() }),
+    if let Some(error) = failed {
+        return Err(error);
     }
+    if readable {
+        broken.iter().for_each(|(name, error)| damaged.note(*name, error));
+        return Err(Error::WrongPassword { location: backend.location() });
+    }
+    let none = || Error::Corrupt {
+        object: format!("{} in {}", ObjectKind::Key.directory(), backend.location()),
+        what: "there is no key object".to_owned(),
+    };
+    Err(broken.pop().map_or_else(none, |(_, error)| error))
 }
 
 fn put_key(backend: &dyn Backend, master: &MasterKey, id: &RepositoryId, password: &[u8]) -> Result<ObjectId> {
@@ -577,6 +825,201 @@ mod tests {
         assert!(objects > 30 && salts.len() == objects, "{objects} objects, {} salts", salts.len());
     }
 
+    fn ids(store: &Memory, kind: ObjectKind) -> Vec<ObjectId> {
+        list(store, kind).expect("lists")
+    }
+
+    fn snapshot(host: &str) -> Snapshot {
+        let tree = BlobId([7; crate::id::BLOB_ID_LEN]);
+        let node = crate::format::tree::Node {
+            name: b"",
+            metadata: Default::default(),
+            kind: crate::format::tree::Kind::Directory { tree, entries: 0 },
+            xattrs: crate::format::tree::Xattrs::new(&[]),
+        };
+        Snapshot { host: host.to_owned(), ..Snapshot::of_root(&node) }
+    }
+
+    #[test]
+    fn a_damaged_snapshot_is_left_out_and_told_and_is_an_error_where_it_is_asked_for() {
+        for damage in
+            [|_: &mut Vec<u8>| {}, |stored: &mut Vec<u8>| stored.clear(), |stored: &mut Vec<u8>| stored[60] ^= 1]
+        {
+            let store = Arc::new(Memory::new());
+            let repo = Repository::init(store.clone(), b"pw", &OpenOptions::default()).expect("init");
+            let hurt = repo.put_snapshot(&snapshot("hurt")).expect("puts");
+            let well = repo.put_snapshot(&snapshot("well")).expect("puts");
+            let name = ObjectName::new(ObjectKind::Snapshot, hurt);
+            let before = store.get(name, u64::MAX).expect("reads");
+            store.damage(name, damage);
+            let is_hurt = store.get(name, u64::MAX).expect("reads") != before;
+            let found: Vec<ObjectId> = repo.snapshots().expect("lists").into_iter().map(|(id, _)| id).collect();
+            assert!(found.contains(&well));
+            assert_eq!((found.len(), repo.damaged.contains(&name)), if is_hurt { (1, true) } else { (2, false) });
+            assert_eq!(repo.snapshot(&hurt).is_err(), is_hurt);
+        }
+    }
+
+    /// A store from which another process removes a snapshot just after it was listed.
+    struct Vanishing(Arc<Memory>, ObjectKind);
+
+    impl Backend for Vanishing {
+        fn location(&self) -> String {
+            self.0.location()
+        }
+        fn create(&self) -> backend::Result<()> {
+            self.0.create()
+        }
+        fn put(&self, name: ObjectName, bytes: &[u8]) -> backend::Result<()> {
+            self.0.put(name, bytes)
+        }
+        fn get(&self, name: ObjectName, len_max: u64) -> backend::Result<Vec<u8>> {
+            self.0.get(name, len_max)
+        }
+        fn get_range(&self, name: ObjectName, offset: u64, out: &mut [u8]) -> backend::Result<()> {
+            self.0.get_range(name, offset, out)
+        }
+        fn list(&self, kind: ObjectKind, found: &mut dyn FnMut(backend::Listed)) -> backend::Result<()> {
+            let mut first = None;
+            self.0.list(kind, &mut |listed| {
+                first.get_or_insert(listed.id);
+                found(listed);
+            })?;
+            match first.filter(|_| kind == self.1) {
+                Some(id) => self.0.delete(ObjectName::new(kind, id)),
+                None => Ok(()),
+            }
+        }
+        fn len(&self, name: ObjectName) -> backend::Result<u64> {
+            self.0.len(name)
+        }
+        fn delete(&self, name: ObjectName) -> backend::Result<()> {
+            self.0.delete(name)
+        }
+        fn clean(&self, age_min_s: u64) -> backend::Result<u64> {
+            self.0.clean(age_min_s)
+        }
+    }
+
+    #[test]
+    fn an_object_that_vanishes_after_it_was_listed_is_left_out_quietly() {
+        let store = Arc::new(Memory::new());
+        let repo = Repository::init(store.clone(), b"pw", &OpenOptions::default()).expect("init");
+        for host in ["one", "two", "three"] {
+            repo.put_snapshot(&snapshot(host)).expect("puts");
+        }
+        let open = |kind| {
+            Repository::open(Arc::new(Vanishing(store.clone(), kind)), b"pw", &OpenOptions::default()).expect("opens")
+        };
+        let vanishing = open(ObjectKind::Snapshot);
+        assert_eq!(vanishing.snapshots().expect("lists").len(), 2);
+        for seed in [0, 1000, 2000] {
+            fill(&repo, seed, 64 << 20);
+        }
+        let vanishing = open(ObjectKind::Index);
+        assert_eq!(ids(&store, ObjectKind::Index).len(), 2);
+        assert!(vanishing.index.blob_count() > 0);
+        assert!(vanishing.damaged.names.lock().expect("no panic").is_empty(), "nothing is damaged");
+    }
+
+    #[test]
+    fn a_damaged_index_object_keeps_no_reader_out_and_its_blobs_are_missing_by_name_until_stored_again() {
+        let store = Arc::new(Memory::new());
+        let repo = Repository::init(store.clone(), b"pw", &OpenOptions::default()).expect("init");
+        let hurt = fill(&repo, 0, 64 << 20);
+        let name = ObjectName::new(ObjectKind::Index, ids(&store, ObjectKind::Index)[0]);
+        let well = fill(&repo, 1000, 64 << 20);
+        store.damage(name, |stored| stored[50] ^= 4);
+        // This process knew the object before, and believes it no more once it has looked.
+        assert!(repo.locate(&hurt[0].1).is_some());
+        repo.hide_damaged_index().expect("looks");
+        let again = Repository::open(store.clone(), b"pw", &OpenOptions::default()).expect("opens");
+        for repo in [&repo, &again] {
+            assert!(repo.damaged.contains(&name));
+            check_blobs(repo, &well);
+            for (kind, id, _) in &hurt {
+                let error = repo.blob(*kind, id).expect_err("no index names it").to_string();
+                assert!(error.contains(&id.to_hex()), "{error}");
+            }
+            assert!(repo.index_object(&name.id).is_err(), "a check is told");
+        }
+        fill(&repo, 0, 64 << 20);
+        check_blobs(&Repository::open(store, b"pw", &OpenOptions::default()).expect("opens"), &hurt);
+    }
+
+    #[test]
+    fn a_damaged_key_object_keeps_no_other_from_opening_and_is_listed_as_damaged() {
+        for at in [0, 20, 50, 100] {
+            let store = Arc::new(Memory::new());
+            let repo = Repository::init(store.clone(), b"pw", &OpenOptions::default()).expect("init");
+            let second = repo.add_key(b"second").expect("adds");
+            store.damage(ObjectName::new(ObjectKind::Key, second), |stored| stored[at] ^= 1);
+            let open = |password: &[u8]| Repository::open(store.clone(), password, &OpenOptions::default());
+            let again = open(b"pw").expect("the good one opens");
+            let keys = again.key_objects().expect("lists");
+            let shown: Vec<_> = keys.iter().map(|(id, key, current)| (*id, key.is_ok(), *current)).collect();
+            assert_eq!(shown, [(repo.key_in_use(), true, true), (second, false, false)]);
+            assert!(matches!(open(b"second"), Err(Error::WrongPassword { .. })));
+            store.damage(ObjectName::new(ObjectKind::Key, repo.key_in_use()), |stored| stored[at] ^= 1);
+            let error = open(b"pw").err().expect("none opens").to_string();
+            assert!(error.contains("keys/") && error.contains("damaged"), "{error}");
+        }
+    }
+
+    /// A store whose `create` returns only when all that are to begin a repository have called it.
+    struct Racing(Arc<Memory>, std::sync::Barrier);
+
+    impl Backend for Racing {
+        fn create(&self) -> backend::Result<()> {
+            self.0.create()?;
+            self.1.wait();
+            Ok(())
+        }
+        fn location(&self) -> String {
+            self.0.location()
+        }
+        fn put(&self, name: ObjectName, bytes: &[u8]) -> backend::Result<()> {
+            self.0.put(name, bytes)
+        }
+        fn get(&self, name: ObjectName, len_max: u64) -> backend::Result<Vec<u8>> {
+            self.0.get(name, len_max)
+        }
+        fn get_range(&self, name: ObjectName, offset: u64, out: &mut [u8]) -> backend::Result<()> {
+            self.0.get_range(name, offset, out)
+        }
+        fn list(&self, kind: ObjectKind, found: &mut dyn FnMut(backend::Listed)) -> backend::Result<()> {
+            self.0.list(kind, found)
+        }
+        fn len(&self, name: ObjectName) -> backend::Result<u64> {
+            self.0.len(name)
+        }
+        fn delete(&self, name: ObjectName) -> backend::Result<()> {
+            self.0.delete(name)
+        }
+        fn clean(&self, age_min_s: u64) -> backend::Result<u64> {
+            self.0.clean(age_min_s)
+        }
+    }
+
+    #[test]
+    fn of_two_that_begin_a_repository_at_once_one_wins_and_the_other_leaves_nothing() {
+        let memory = Arc::new(Memory::new());
+        let store: Arc<dyn Backend> = Arc::new(Racing(memory.clone(), std::sync::Barrier::new(2)));
+        let init = |password: &'static [u8]| {
+            Repository::init(store.clone(), password, &OpenOptions::default()).map(|repo| (password, repo.id()))
+        };
+        let outcomes = std::thread::scope(|scope| {
+            let threads = [b"one", b"two"].map(|password| scope.spawn(move || init(password)));
+            threads.map(|thread| thread.join().expect("no panic"))
+        });
+        let won: Vec<_> = outcomes.iter().flatten().collect();
+        assert_eq!(won.len(), 1);
+        assert!(outcomes.iter().any(|outcome| matches!(outcome, Err(Error::Exists { .. }))));
+        assert_eq!(ids(&memory, ObjectKind::Key).len(), 1, "the loser's key is gone");
+        let opened = Repository::open(memory, won[0].0, &OpenOptions::default()).expect("opens");
+        assert_eq!(opened.id(), won[0].1);
+    }
+
     #[test]
     fn a_flipped_bit_in_a_pack_is_an_error_that_names_the_pack() {
         let store = Arc::new(Memory::new());
@@ -603,5 +1046,55 @@ mod tests {
             store.damage(name, flip);
         }
         assert!(failures > 0, "flips were noticed in {kind:?} packs");
+    }
+
+    #[test]
+    fn nothing_in_a_pack_shows_where_its_parts_begin() {
+        let store = Arc::new(Memory::new());
+        let repo = Repository::init(store.clone(), b"pw", &OpenOptions::default()).expect("init");
+        fill(&repo, 0, 1 << 20);
+        let mut packs = Vec::new();
+        store.list(ObjectKind::Pack, &mut |found| packs.push(found.id)).expect("lists");
+        assert!(packs.len() > 3);
+        for id in packs {
+            let stored = store.get(ObjectName::new(ObjectKind::Pack, id), u64::MAX).expect("reads");
+            let sealed = &stored[crate::format::header::HEADER_LEN..];
+            // Six equal bytes in a row are one in 2^40 of random ones; padding of thousands of zeros would have them,
+            // and so would numbers as they are.
+            assert!(sealed.windows(6).all(|run| run.iter().any(|byte| *byte != run[0])), "{id}");
+            let tail: Vec<u32> = sealed[sealed.len() - crate::format::pack::FOOTER_PLAIN_LEN..]
+                .chunks_exact(4)
+                .map(|number| u32::from_le_bytes(number.try_into().expect("four bytes")))
+                .collect();
+            assert!(tail.iter().any(|number| *number as usize > stored.len()), "a footer in plain: {tail:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_newer_version_wrote_is_not_called_damaged() {
+        let store = Arc::new(Memory::new());
+        let repo = Repository::init(store.clone(), b"pw", &OpenOptions::default()).expect("init");
+        let blobs = fill(&repo, 0, 64 << 20);
+        let (kind, id, _) = &blobs[0];
+        let location = repo.locate(id).expect("there");
+        let name = ObjectName::new(ObjectKind::Pack, repo.index.pack(location.pack).id);
+        store.damage(name, |object| object[6] = VERSION + 1);
+        let again = Repository::open(store.clone(), b"pw", &OpenOptions::default()).expect("opens");
+        let said = match again.blob(*kind, id) {
+            Err(error @ Error::Version { .. }) => error.to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert!(said.contains(&name.to_string()) && said.contains("newer version"), "{said}");
+
+        // An index with a field that must be understood.
+        let mut plain = Vec::new();
+        crate::format::codec::Encode::put_field(&mut plain, 4, b"later");
+        let stored = object::seal(&repo.keys, &repo.id, StoredKind::Index, &plain).expect("seals");
+        let name = ObjectName::new(ObjectKind::Index, ObjectId::of(&stored));
+        store.put(name, &stored).expect("stores");
+        match Repository::open(store, b"pw", &OpenOptions::default()) {
+            Err(Error::Version { object, .. }) => assert_eq!(object, name.to_string()),
+            other => panic!("{:?}", other.map(|_| ())),
+        }
     }
 }

@@ -5,19 +5,21 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
 use super::{Blob, Error, Repository, Result};
-use crate::backend::{ObjectKind, ObjectName};
+use crate::backend::{ErrorKind, ObjectKind, ObjectName, Reuse};
 use crate::format::header::{HEADER_LEN, Header, StoredKind};
 use crate::format::index::PackedBlob;
 use crate::format::pack::{FOOTER_LEN, Footer, SegmentTable, decode_blob_table};
 use crate::id::{BlobId, BlobKind, ContentHash, ObjectId};
 use crate::index::{Location, PackInfo, PackNumber};
-use crate::seal::{BLOB_TABLE_UNIT, Decompressor, ObjectCipher, SEGMENT_TABLE_UNIT};
+use crate::pool;
+use crate::seal::{BLOB_TABLE_UNIT, Decompressor, FOOTER_UNIT, ObjectCipher, SEGMENT_TABLE_UNIT};
 
 /// Bytes read from the end of a pack to find its tables: enough for the table of segments of a 64 MiB pack.
 const TAIL_LEN: u64 = 8 << 10;
@@ -32,6 +34,8 @@ pub(super) struct OpenPack {
     name: ObjectName,
     cipher: ObjectCipher,
     table: SegmentTable,
+    /// Whether trees or lists lie in it.
+    is_metadata: AtomicBool,
 }
 
 /// A decoded segment.
@@ -44,14 +48,53 @@ struct Flight {
     wake: Condvar,
 }
 
+/// Tells those who wait for a segment that it has been decoded or will not be, also when decoding panics.
+struct Landing<'a> {
+    shard: &'a Mutex<Shard>,
+    key: SegmentKey,
+    flight: Arc<Flight>,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        // Nobody panics while holding these locks; a second panic here would end the process.
+        if let Ok(mut shard) = self.shard.lock() {
+            shard.flights.remove(&self.key);
+        }
+        if let Ok(mut landed) = self.flight.landed.lock() {
+            *landed = true;
+        }
+        self.flight.wake.notify_all();
+    }
+}
+
 struct Shard {
     segments: LruCache<SegmentKey, Segment>,
     bytes: usize,
     flights: HashMap<SegmentKey, Arc<Flight>>,
 }
 
+/// What readers of a repository have cost since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadCounts {
+    /// Times that a segment was found decoded.
+    pub hits: u64,
+    /// Times that one had to be decoded, or waited for.
+    pub misses: u64,
+    /// Stored bytes read for that.
+    pub stored_bytes: u64,
+    /// Bytes that came out.
+    pub decoded_bytes: u64,
+    /// Bytes of decoded segments in memory now.
+    pub cached_bytes: u64,
+}
+
 /// Decoded segments and open packs.
 pub(super) struct SegmentCache {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    stored_bytes: AtomicU64,
+    decoded_bytes: AtomicU64,
     shards: Vec<Mutex<Shard>>,
     shard_len_max: usize,
     packs: Mutex<LruCache<PackNumber, Arc<OpenPack>>>,
@@ -62,6 +105,10 @@ impl SegmentCache {
         let shard = || Mutex::new(Shard { segments: LruCache::unbounded(), bytes: 0, flights: HashMap::new() });
         let kept = NonZeroUsize::new(PACKS_KEPT).expect("not zero");
         Self {
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            stored_bytes: AtomicU64::new(0),
+            decoded_bytes: AtomicU64::new(0),
             shards: (0..SHARDS).map(|_| shard()).collect(),
             shard_len_max: len_max / SHARDS,
             packs: Mutex::new(LruCache::new(kept)),
@@ -117,7 +164,7 @@ impl Repository {
 
     /// Runs `read` on the place of a blob. If that fails because the local index has changed since it was checked, the
     /// index is repaired; if the pack is gone or cut short, another pack that holds the blob is looked for: a backup made
-    /// since has stored it again.
+    /// since has stored it again, or a pack that was out of reach is back.
     fn read_at<T>(&self, kind: BlobKind, id: &BlobId, mut read: impl FnMut(Location) -> Result<T>) -> Result<T> {
         let mut looked_elsewhere = false;
         loop {
@@ -125,7 +172,7 @@ impl Repository {
             let Err(error) = outcome else { return outcome };
             if self.index.recheck(id).is_err() {
                 self.refresh()?;
-            } else if error.is_lost() && !looked_elsewhere {
+            } else if !looked_elsewhere && (error.is_lost() || error.is_missing_blob() && self.index.hides_packs()) {
                 looked_elsewhere = true;
                 self.hide_lost_packs_again()?;
                 if self.index.find(id, &self.source())?.is_none() {
@@ -141,7 +188,46 @@ impl Repository {
     pub fn hide_lost_packs(&self) -> Result<()> {
         let mut present = Vec::new();
         self.backend.list(ObjectKind::Pack, &mut |found| present.push((found.id, found.len)))?;
+        self.hide_all_packs_but(present)
+    }
+
+    /// [`Repository::hide_lost_packs`] and [`Repository::snapshot_ids`] with as few requests as the store allows.
+    pub fn take_stock(&self) -> Result<Vec<ObjectId>> {
+        let (mut present, mut snapshots) = (Vec::new(), Vec::new());
+        self.backend.list_kinds(&[ObjectKind::Pack, ObjectKind::Snapshot], &mut |kind, found| match kind {
+            ObjectKind::Pack => present.push((found.id, found.len)),
+            _ => snapshots.push(found.id),
+        })?;
+        self.hide_all_packs_but(present)?;
+        Ok(snapshots)
+    }
+
+    fn hide_all_packs_but(&self, mut present: Vec<(ObjectId, u64)>) -> Result<()> {
         present.sort_unstable();
+        if self.backend.is_remote() {
+            // The listing of a distributed store may lag; asking for the object itself is right.
+            let mut missing = Vec::new();
+            self.index.for_each_pack(|_, pack| {
+                if present.binary_search(&(pack.id, pack.len)).is_err() {
+                    missing.push((pack.id, pack.len));
+                }
+            });
+            missing.sort_unstable();
+            missing.dedup();
+            let found = pool::map(self.backend.parallel(), &missing, |(id, len)| {
+                match self.backend.len(ObjectName::new(ObjectKind::Pack, *id)) {
+                    Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+                    found => Ok(found? == *len),
+                }
+            });
+            for (pack, found) in missing.into_iter().zip(found) {
+                let found: Result<bool> = found;
+                if found? {
+                    present.push(pack);
+                }
+            }
+            present.sort_unstable();
+        }
         self.index.restrict_to(|pack| present.binary_search(&(pack.id, pack.len)).is_ok());
         *self.packs_listed.lock().expect("no panic while held") = Some(Instant::now());
         Ok(())
@@ -156,7 +242,7 @@ impl Repository {
     /// A whole blob, verified against its id.
     pub fn blob(&self, kind: BlobKind, id: &BlobId) -> Result<Blob> {
         self.read_at(kind, id, |location| {
-            let blob = self.blob_at(&location)?;
+            let blob = self.blob_at(kind, &location)?;
             if self.keys.blob_id(kind, &ContentHash::of(&blob)) != *id {
                 let pack = self.index.pack(location.pack).id;
                 let object = format!("{kind:?} blob {id} in {}", ObjectName::new(ObjectKind::Pack, pack));
@@ -166,8 +252,8 @@ impl Repository {
         })
     }
 
-    fn blob_at(&self, location: &Location) -> Result<Blob> {
-        let pack = self.open_pack(location.pack)?;
+    fn blob_at(&self, kind: BlobKind, location: &Location) -> Result<Blob> {
+        let pack = self.open_pack_of(kind, location.pack)?;
         let (first, at) = pack.place(location.offset, location.len)?;
         let len = location.len as usize;
         if at + len <= pack.table.segment_plain_len(first) {
@@ -194,13 +280,13 @@ impl Repository {
 
     /// As [`Repository::blob`], but `None` if it takes more than memory to answer.
     pub fn blob_if_cached(&self, kind: BlobKind, id: &BlobId) -> Result<Option<Blob>> {
-        let location = self.locate_or_fail(kind, id)?;
+        let Some(location) = self.index.find(id, &self.source())? else { return Ok(None) };
         if self.is_cached(&location, 0, location.len) { self.blob(kind, id).map(Some) } else { Ok(None) }
     }
 
     /// As [`Repository::read_blob_at`], but false if it takes more than memory to answer.
     pub fn read_blob_if_cached(&self, id: &BlobId, offset: u64, out: &mut [u8]) -> Result<bool> {
-        let location = self.locate_or_fail(BlobKind::Data, id)?;
+        let Some(location) = self.index.find(id, &self.source())? else { return Ok(false) };
         let beyond = offset.checked_add(out.len() as u64).is_none_or(|end| end > u64::from(location.len));
         if beyond || self.is_cached(&location, offset as u32, out.len() as u32) {
             self.read_blob_at(id, offset, out).map(|()| true)
@@ -244,6 +330,14 @@ impl Repository {
         Ok(first as u32..first as u32 + count as u32)
     }
 
+    /// The segment that holds the byte at `offset` of a pack's plaintext: where in the plaintext it begins and ends.
+    pub fn segment_span(&self, number: PackNumber, offset: u32) -> Result<std::ops::Range<u32>> {
+        let pack = self.open_pack(number)?;
+        let (index, at) = pack.place(offset, 1)?;
+        let start = offset - at as u32;
+        Ok(start..start + pack.table.segment_plain_len(index) as u32)
+    }
+
     /// A decoded segment of a pack; shared, cached.
     pub fn segment(&self, number: PackNumber, index: u32) -> Result<Segment> {
         let pack = self.open_pack(number)?;
@@ -266,8 +360,10 @@ impl Repository {
         let flight = loop {
             let mut held = shard.lock().expect("no panic while held");
             if let Some(segment) = held.segments.get(&key) {
+                self.cache.hits.fetch_add(1, Ordering::Relaxed);
                 return Ok(segment.clone());
             }
+            self.cache.misses.fetch_add(1, Ordering::Relaxed);
             let Some(flight) = held.flights.get(&key).cloned() else {
                 let flight = Arc::new(Flight { landed: Mutex::new(false), wake: Condvar::new() });
                 held.flights.insert(key, flight.clone());
@@ -280,15 +376,13 @@ impl Repository {
             }
             // Landed: cached now, or failed and then this thread tries itself.
         };
+        let landing = Landing { shard, key, flight };
         let decoded = self.decode_segment(pack, index);
-        let mut held = shard.lock().expect("no panic while held");
-        held.flights.remove(&key);
         if let Ok(segment) = &decoded {
+            let mut held = shard.lock().expect("no panic while held");
             held.insert(key, segment.clone(), self.cache.shard_len_max);
         }
-        drop(held);
-        *flight.landed.lock().expect("no panic while held") = true;
-        flight.wake.notify_all();
+        drop(landing);
         decoded
     }
 
@@ -296,18 +390,56 @@ impl Repository {
         let range = pack.table.offsets[index]..pack.table.offsets[index + 1];
         with_scratch(|decompressor, sealed| {
             sealed.resize(range.len(), 0);
-            self.backend.get_range(pack.name, u64::from(range.start), sealed)?;
-            pack.open_segment(index, sealed, decompressor).map(Arc::new)
+            let offset = u64::from(range.start);
+            self.backend.get_range_for(pack.name, offset, sealed, pack.reuse())?;
+            let segment = match pack.open_segment(index, sealed, decompressor) {
+                // Bytes may be damaged on their way or in a cache: what counts is what the store has.
+                Err(_) if self.backend.is_remote() => {
+                    self.backend.get_range_again(pack.name, offset, sealed)?;
+                    pack.open_segment(index, sealed, decompressor)?
+                }
+                opened => opened?,
+            };
+            self.cache.stored_bytes.fetch_add(range.len() as u64, Ordering::Relaxed);
+            self.cache.decoded_bytes.fetch_add(segment.len() as u64, Ordering::Relaxed);
+            Ok(Arc::new(segment))
         })
     }
 
+    /// As [`Repository::open_pack`], for a blob of `kind`.
+    fn open_pack_of(&self, kind: BlobKind, number: PackNumber) -> Result<Arc<OpenPack>> {
+        let reuse = if kind == BlobKind::Data { Reuse::Seldom } else { Reuse::Often };
+        let pack = self.open_pack_for(number, reuse)?;
+        if reuse == Reuse::Often {
+            pack.is_metadata.store(true, Ordering::Relaxed);
+        }
+        Ok(pack)
+    }
+
+    /// What reading has cost so far.
+    pub fn read_counts(&self) -> ReadCounts {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let cached = self.cache.shards.iter().map(|shard| shard.lock().expect("no panic while held").bytes as u64);
+        ReadCounts {
+            hits: get(&self.cache.hits),
+            misses: get(&self.cache.misses),
+            stored_bytes: get(&self.cache.stored_bytes),
+            decoded_bytes: get(&self.cache.decoded_bytes),
+            cached_bytes: cached.sum(),
+        }
+    }
+
     pub(super) fn open_pack(&self, number: PackNumber) -> Result<Arc<OpenPack>> {
+        self.open_pack_for(number, Reuse::Seldom)
+    }
+
+    fn open_pack_for(&self, number: PackNumber, reuse: Reuse) -> Result<Arc<OpenPack>> {
         if let Some(pack) = self.cache.packs.lock().expect("no panic while held").get(&number) {
             return Ok(pack.clone());
         }
         // Not under the lock: a second thread may read the same table, which is harmless.
         let PackInfo { id, len } = self.index.pack(number);
-        let (pack, _) = self.read_tables(&id, len, false)?;
+        let (pack, _) = self.read_tables(&id, len, false, reuse)?;
         let pack = Arc::new(pack);
         self.cache.packs.lock().expect("no panic while held").put(number, pack.clone());
         Ok(pack)
@@ -354,12 +486,13 @@ impl Repository {
                         let to = segment.len().min(offset + blob.len as usize - start);
                         whole.extend_from_slice(&segment[from..to]);
                     }
-                    Err(error) => failed = Some(error.to_string()),
+                    Err(Error::Corrupt { object, what }) => failed = Some((object.clone(), what.clone())),
+                    Err(error) => failed = Some((name.to_string(), error.to_string())),
                 }
             }
             match failed {
                 None => each(blob, Ok(&whole)),
-                Some(what) => each(blob, Err(Error::Corrupt { object: name.to_string(), what })),
+                Some((object, what)) => each(blob, Err(Error::Corrupt { object, what })),
             }
             offset += blob.len as usize;
         }
@@ -368,13 +501,28 @@ impl Repository {
 
     /// Reads a pack's own table of blobs, for `check` and for rebuilding an index.
     pub fn read_blob_table(&self, id: &ObjectId, len: u64) -> Result<Vec<PackedBlob>> {
-        let (_, blobs) = self.read_tables(id, len, true)?;
+        let (_, blobs) = self.read_tables(id, len, true, Reuse::Seldom)?;
         Ok(blobs)
     }
 
-    fn read_tables(&self, id: &ObjectId, len: u64, with_blobs: bool) -> Result<(OpenPack, Vec<PackedBlob>)> {
+    fn read_tables(
+        &self,
+        id: &ObjectId,
+        len: u64,
+        with_blobs: bool,
+        reuse: Reuse,
+    ) -> Result<(OpenPack, Vec<PackedBlob>)> {
         let name = ObjectName::new(ObjectKind::Pack, *id);
-        self.read_tables_from(name, len, with_blobs, &|offset, out| Ok(self.backend.get_range(name, offset, out)?))
+        // Both ends at once.
+        self.backend.will_read(name, 0, HEADER_LEN as u64, reuse);
+        let read = |offset, out: &mut [u8]| Ok(self.backend.get_range_for(name, offset, out, reuse)?);
+        match self.read_tables_from(name, len, with_blobs, &read) {
+            Err(Error::Corrupt { .. }) if self.backend.is_remote() => {
+                let read = |offset, out: &mut [u8]| Ok(self.backend.get_range_again(name, offset, out)?);
+                self.read_tables_from(name, len, with_blobs, &read)
+            }
+            other => other,
+        }
     }
 
     fn read_tables_from(
@@ -398,9 +546,14 @@ impl Repository {
         } else {
             read(0, &mut header)?;
         }
+        super::check_version(&name, &header)?;
         let header = Header::decode(&header, StoredKind::Pack).map_err(decode)?;
-        let footer = Footer::decode(&tail[tail.len() - FOOTER_LEN..], len).map_err(decode)?;
         let cipher = ObjectCipher::new(&self.keys, &self.id, &header);
+        let footer_at = tail.len() - FOOTER_LEN;
+        let footer = cipher
+            .open_uncompressed(FOOTER_UNIT, &mut tail[footer_at..])
+            .map_err(|error| Error::Corrupt { object: format!("footer of {name}"), what: error.to_string() })?;
+        let footer = Footer::decode(footer, len).map_err(decode)?;
         let tail_offset = len - tail_len;
         let open = |unit, offset: u64, sealed_len: u32, plain_len: u32| {
             let mut sealed = vec![0; sealed_len as usize];
@@ -426,11 +579,15 @@ impl Repository {
         } else {
             Vec::new()
         };
-        Ok((OpenPack { name, cipher, table }, blobs))
+        Ok((OpenPack { name, cipher, table, is_metadata: AtomicBool::new(false) }, blobs))
     }
 }
 
 impl OpenPack {
+    fn reuse(&self) -> Reuse {
+        if self.is_metadata.load(Ordering::Relaxed) { Reuse::Often } else { Reuse::Seldom }
+    }
+
     fn open_segment(&self, index: usize, sealed: &mut [u8], decompressor: &mut Decompressor) -> Result<Vec<u8>> {
         let plain = self.cipher.open(index as u64, sealed, self.table.segment_plain_len(index), decompressor);
         plain.map_err(|error| Error::Corrupt {

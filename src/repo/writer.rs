@@ -2,23 +2,28 @@
 //!
 //! Order is what keeps a repository whole: packs are durable before the index object that names them is written, and
 //! that before the snapshot. One thread feeds a writer; it compresses on the pool and stores on a thread of its own.
+//! However a run ends, packs that were stored get into an index, at the latest when the writer is dropped: the next run
+//! finds their blobs. A killed process leaves some out, and so does one that cannot reach the store any more: the mark
+//! that it leaves in the cache makes the next run look for them.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use super::unfinished::Mark;
 use super::{Error, Repository, Result};
-use crate::backend::{ObjectKind, ObjectName};
+use crate::backend::{Listed, ObjectKind, ObjectName, Reuse};
 use crate::format::header::StoredKind;
 use crate::format::index::{IndexedPack, PackedBlob, encode_blobs};
 use crate::format::limits::{BLOB_LEN_MAX, SEGMENT_LEN};
-use crate::format::pack::{FOOTER_LEN, Footer, SegmentTable, padded_len};
+use crate::format::pack::{FOOTER_LEN, FOOTER_PLAIN_LEN, Footer, SegmentTable, padded_len};
 use crate::format::{index, object};
 use crate::id::{BlobId, BlobKind, ObjectId};
 use crate::pool::{Pool, Urgency};
-use crate::seal::{BLOB_TABLE_UNIT, Compressor, SEGMENT_TABLE_UNIT, Sealer, TAG_LEN};
+use crate::seal::{BLOB_TABLE_UNIT, Compressor, FOOTER_UNIT, SEGMENT_TABLE_UNIT, Sealer};
 
 /// Stored bytes of a full pack. A power of two, so that full packs need hardly any padding.
 pub const PACK_LEN_DEFAULT: u64 = 16 << 20;
@@ -28,8 +33,20 @@ const PACK_MARGIN: u64 = 96 << 10;
 const VERIFY_ONE_IN: u32 = 8;
 /// Most plain bytes of a pack, so that offsets and tables stay small even if everything compresses to nothing.
 const PACK_PLAIN_LEN_MAX: u32 = 256 << 20;
-/// Blobs that are written without an index object at most: bounds memory and what an interrupted run has to repeat.
-const BLOBS_UNINDEXED_MAX: usize = 256 << 10;
+
+/// When stored packs get an index object before the run ends: bounds memory and what a killed run has to repeat.
+#[derive(Clone, Copy, Debug)]
+struct IndexAfter {
+    blobs: usize,
+    /// Stored bytes of packs.
+    len: u64,
+    time: Duration,
+}
+
+const INDEX_AFTER: IndexAfter = IndexAfter { blobs: 256 << 10, len: 1 << 30, time: Duration::from_secs(300) };
+
+/// Packs on their way to a store at most: each takes its full length of memory.
+const UPLOADS_MAX: usize = 3;
 
 /// What a writer did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,9 +110,13 @@ struct Pack {
 struct Finished {
     bytes: Vec<u8>,
     blobs: Vec<PackedBlob>,
+    is_metadata: bool,
 }
 
-/// Stores blobs. Feed it from one thread; call [`Writer::finish`] or nothing it did is referenced.
+/// Compresses `plain` at a level; the last argument says whether to verify it.
+type Compress = fn(i32, &[u8], bool) -> std::io::Result<Vec<u8>>;
+
+/// Stores blobs. Feed it from one thread; call [`Writer::finish`], or what it was given last is not stored.
 pub struct Writer {
     repo: Arc<Repository>,
     pool: Arc<Pool>,
@@ -111,10 +132,16 @@ pub struct Writer {
     segment_receiver: Receiver<Sealed>,
     upload: Option<SyncSender<Finished>>,
     uploaded: Receiver<Result<IndexedPack>>,
-    uploader: Option<JoinHandle<()>>,
+    uploaders: Vec<JoinHandle<()>>,
     unindexed: Vec<IndexedPack>,
     blobs_unindexed: usize,
+    len_unindexed: u64,
+    /// When the last index object was written, or the writer made.
+    indexed_at: Instant,
+    index_after: IndexAfter,
+    compress: Compress,
     stats: WriteStats,
+    mark: Option<Mark>,
 }
 
 thread_local! {
@@ -131,6 +158,12 @@ fn compress(level: i32, plain: &[u8], verify: bool) -> std::io::Result<Vec<u8>> 
     })
 }
 
+/// What `work` returns, or an error if it panics: whoever waits for the outcome gets one.
+fn guarded<T>(work: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+    let panicked = |_| Err(std::io::Error::other("a thread panicked; this is a fault of the program"));
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(panicked)
+}
+
 fn system(op: &'static str) -> impl Fn(std::io::Error) -> Error {
     move |source| Error::System { op, source }
 }
@@ -141,22 +174,30 @@ impl Writer {
         let (segment_sender, segment_receiver) = channel();
         let (upload, to_upload) = sync_channel::<Finished>(0);
         let (report, uploaded) = channel();
-        let uploading = repo.clone();
-        let uploader = std::thread::Builder::new()
-            .name("upload".to_owned())
-            .spawn(move || {
-                for pack in to_upload {
-                    let id = ObjectId::of(&pack.bytes);
-                    let put = uploading.backend.put(ObjectName::new(ObjectKind::Pack, id), &pack.bytes);
-                    let stored = IndexedPack { id, len: pack.bytes.len() as u64, blobs: pack.blobs };
+        let to_upload = Arc::new(Mutex::new(to_upload));
+        let mut uploaders = Vec::new();
+        for _ in 0..repo.backend.parallel().min(UPLOADS_MAX) {
+            let (repo, to_upload, report) = (repo.clone(), to_upload.clone(), report.clone());
+            let work = move || {
+                loop {
+                    let next = to_upload.lock().expect("no panic while held").recv();
+                    let Ok(Finished { bytes, blobs, is_metadata }) = next else { return };
+                    let (id, len) = (ObjectId::of(&bytes), bytes.len() as u64);
+                    let reuse = if is_metadata { Reuse::Often } else { Reuse::Seldom };
+                    let put = repo.backend.put_vec(ObjectName::new(ObjectKind::Pack, id), bytes, reuse);
                     let failed = put.is_err();
+                    let stored = IndexedPack { id, len, blobs };
                     if report.send(put.map(|()| stored).map_err(Error::from)).is_err() || failed {
                         return;
                     }
                 }
-            })
-            .map_err(system("start a thread"))?;
-        Ok(Writer {
+            };
+            let thread = std::thread::Builder::new().name("upload".to_owned()).spawn(work);
+            uploaders.push(thread.map_err(system("start a thread"))?);
+        }
+        // Those of the threads are what counts: without them nobody reports.
+        drop((report, to_upload));
+        let mut writer = Writer {
             repo,
             pool,
             options,
@@ -169,11 +210,51 @@ impl Writer {
             segment_receiver,
             upload: Some(upload),
             uploaded,
-            uploader: Some(uploader),
+            uploaders,
             unindexed: Vec::new(),
             blobs_unindexed: 0,
+            len_unindexed: 0,
+            indexed_at: Instant::now(),
+            index_after: INDEX_AFTER,
+            compress,
             stats: WriteStats::default(),
-        })
+            mark: None,
+        };
+        writer.go_on();
+        Ok(writer)
+    }
+
+    /// Leaves a mark, and takes in what runs before this one have stored and could not put into an index.
+    fn go_on(&mut self) {
+        let Some(directory) = self.repo.cache_dir.as_deref().map(|cache| cache.join("unfinished")) else { return };
+        // Without a cache that can be written to there is nothing to go on with.
+        let Ok((mark, left)) = Mark::leave(&directory) else { return };
+        self.mark = Some(mark);
+        if !left.is_empty() && self.adopt().is_ok() {
+            for mark in left {
+                let _ = std::fs::remove_file(mark);
+            }
+        }
+    }
+
+    /// Takes in every pack of the store that no index lists.
+    fn adopt(&mut self) -> Result<()> {
+        let (mut known, mut unknown) = (HashSet::new(), Vec::new());
+        self.repo.index.for_each_pack(|_, pack| {
+            known.insert(pack.id);
+        });
+        self.repo.backend.list(ObjectKind::Pack, &mut |found| {
+            if !known.contains(&found.id) {
+                unknown.push(found);
+            }
+        })?;
+        for Listed { id, len } in unknown {
+            // What cannot be read is of no use.
+            if let Ok(blobs) = self.repo.read_blob_table(&id, len) {
+                self.stored(IndexedPack { id, len, blobs })?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the repository or this writer has the blob already.
@@ -205,7 +286,7 @@ impl Writer {
             pack.tail.extend_from_slice(head);
             rest = tail;
             if pack.tail.len() == SEGMENT_LEN {
-                Self::seal_tail(pack, &self.pool, &self.segment_sender, self.options.level);
+                Self::seal_tail(pack, &self.pool, &self.segment_sender, self.compress, self.options.level);
                 self.segments_in_flight += 1;
             }
         }
@@ -240,15 +321,23 @@ impl Writer {
         })
     }
 
-    fn seal_tail(pack: &mut Pack, pool: &Pool, sender: &std::sync::mpsc::Sender<Sealed>, level: i32) {
+    fn seal_tail(
+        pack: &mut Pack,
+        pool: &Pool,
+        sender: &std::sync::mpsc::Sender<Sealed>,
+        compress: Compress,
+        level: i32,
+    ) {
         let plain = std::mem::replace(&mut pack.tail, Vec::with_capacity(SEGMENT_LEN));
         let (number, unit, sealer, sender) = (pack.number, pack.units, pack.sealer.clone(), sender.clone());
         let verify = pack.is_metadata || unit.is_multiple_of(VERIFY_ONE_IN);
         pack.units += 1;
         pack.plain_in_flight += plain.len();
         pool.submit(Urgency::Urgent, move || {
-            let sealed =
-                compress(level, &plain, verify).map(|compressed| sealer.seal(u64::from(unit), plain.len(), compressed));
+            let sealed = guarded(|| {
+                let compressed = compress(level, &plain, verify)?;
+                Ok(sealer.seal(u64::from(unit), plain.len(), compressed))
+            });
             // The receiver is gone only if the writer was dropped, and then nobody wants the segment.
             let _ = sender.send(Sealed { pack: number, unit, plain_len: plain.len(), bytes: sealed });
         });
@@ -257,7 +346,7 @@ impl Writer {
     fn close(&mut self, slot: usize) -> Result<()> {
         let Some(mut pack) = self.open[slot].take() else { return Ok(()) };
         if !pack.tail.is_empty() {
-            Self::seal_tail(&mut pack, &self.pool, &self.segment_sender, self.options.level);
+            Self::seal_tail(&mut pack, &self.pool, &self.segment_sender, self.compress, self.options.level);
             self.segments_in_flight += 1;
         }
         self.closing.push(pack);
@@ -269,8 +358,7 @@ impl Writer {
         let most = if until_none { 0 } else { 2 * self.pool.threads() + 2 };
         loop {
             let sealed = if self.segments_in_flight > most {
-                // This writer holds a sender, so the channel cannot close; a job that panicked would never answer, but
-                // sealing has no panic to offer.
+                // This writer holds a sender, so the channel cannot close, and every job answers, even one that panics.
                 self.segment_receiver.recv().ok()
             } else {
                 self.segment_receiver.try_recv().ok()
@@ -279,7 +367,7 @@ impl Writer {
             self.segments_in_flight -= 1;
             let bytes = sealed.bytes.map_err(system("compress a segment"))?;
             let mut packs = self.open.iter_mut().flatten().chain(&mut self.closing);
-            let pack = packs.find(|pack| pack.number == sealed.pack).expect("a pack waits for all of its segments");
+            let pack = packs.find(|pack| pack.number == sealed.pack).ok_or_else(unfinished)?;
             pack.accept(sealed.unit, sealed.plain_len, bytes);
         }
         self.hand_over()?;
@@ -294,8 +382,8 @@ impl Writer {
         while let Some(at) = self.closing.iter().position(Pack::is_complete) {
             let finished = self.closing.remove(at).finish()?;
             self.stats.stored_bytes += finished.bytes.len() as u64;
-            let upload = self.upload.as_ref().expect("open until finish");
-            if upload.send(finished).is_err() {
+            let sent = self.upload.as_ref().is_some_and(|upload| upload.send(finished).is_ok());
+            if !sent {
                 return Err(self.upload_failure());
             }
         }
@@ -317,8 +405,27 @@ impl Writer {
             self.pending.remove(&blob.id);
         }
         self.blobs_unindexed += pack.blobs.len();
+        self.len_unindexed += pack.len;
         self.unindexed.push(pack);
-        if self.blobs_unindexed >= BLOBS_UNINDEXED_MAX { self.write_index() } else { Ok(()) }
+        let IndexAfter { blobs, len, time } = self.index_after;
+        let due = self.blobs_unindexed >= blobs || self.len_unindexed >= len || self.indexed_at.elapsed() >= time;
+        if due { self.write_index() } else { Ok(()) }
+    }
+
+    /// Ends the storing thread when it has stored what it was given, and takes in what it did.
+    fn end_upload(&mut self) -> Result<()> {
+        self.upload = None;
+        let mut failed = None;
+        while let Ok(stored) = self.uploaded.recv() {
+            if let Err(error) = stored.and_then(|pack| self.stored(pack)) {
+                failed.get_or_insert(error);
+            }
+        }
+        for uploader in self.uploaders.drain(..) {
+            // One that panicked has left blobs unstored, which is noticed.
+            let _ = uploader.join();
+        }
+        failed.map_or(Ok(()), Err)
     }
 
     fn write_index(&mut self) -> Result<()> {
@@ -333,7 +440,7 @@ impl Writer {
         self.stats.stored_bytes += stored.len() as u64;
         self.repo.index.published(id, &self.unindexed);
         self.unindexed.clear();
-        self.blobs_unindexed = 0;
+        (self.blobs_unindexed, self.len_unindexed, self.indexed_at) = (0, 0, Instant::now());
         Ok(())
     }
 
@@ -342,17 +449,32 @@ impl Writer {
         self.close(0)?;
         self.close(1)?;
         self.collect(true)?;
-        assert!(self.closing.is_empty(), "all segments are back, so all packs are complete");
-        self.upload = None;
-        while let Ok(stored) = self.uploaded.recv() {
-            self.stored(stored?)?;
-        }
-        if let Some(uploader) = self.uploader.take() {
-            let _ = uploader.join();
+        self.end_upload()?;
+        // After an error that a caller went on from, packs lack segments and blobs lack packs.
+        if !self.closing.is_empty() || !self.pending.is_empty() {
+            return Err(unfinished());
         }
         self.write_index()?;
-        assert!(self.pending.is_empty(), "every blob is in a stored pack");
+        if let Some(mark) = self.mark.take() {
+            mark.take_away();
+        }
         Ok(self.stats)
+    }
+}
+
+fn unfinished() -> Error {
+    Error::System { op: "store packs", source: std::io::Error::other("some of their segments or blobs were lost") }
+}
+
+impl Drop for Writer {
+    /// Names the packs that are stored in an index object, so that the next run need not store their blobs again. After
+    /// [`Writer::finish`] there are none.
+    fn drop(&mut self) {
+        // The run has ended already, with an error of its own if with any.
+        let ended = self.end_upload().and_then(|()| self.write_index());
+        if let (Ok(()), Some(mark)) = (ended, self.mark.take()) {
+            mark.take_away();
+        }
     }
 }
 
@@ -397,7 +519,11 @@ impl Pack {
         let sealed_segments = seal(SEGMENT_TABLE_UNIT, &segment_table)?;
         let end = sealed_blobs.len() + sealed_segments.len() + FOOTER_LEN;
         let padded = padded_len((self.stored.len() + end) as u64) as usize;
-        self.stored.resize(padded - end, 0);
+        let padding = self.stored.len()..padded - end;
+        self.stored.resize(padding.end, 0);
+        // Like what is sealed before and after it, so that the bytes do not say where it begins.
+        let seed = crate::key::random().map_err(system("read random bytes"))?;
+        blake3::Hasher::new_keyed(&seed).finalize_xof().fill(&mut self.stored[padding]);
         let footer = Footer {
             blob_table_offset: self.stored.len() as u32,
             blob_table_sealed_len: sealed_blobs.len() as u32,
@@ -405,10 +531,107 @@ impl Pack {
             segment_table_sealed_len: sealed_segments.len() as u32,
             segment_table_plain_len: segment_table.len() as u32,
         };
-        debug_assert!(sealed_blobs.len() >= TAG_LEN);
         self.stored.extend_from_slice(&sealed_blobs);
         self.stored.extend_from_slice(&sealed_segments);
-        self.stored.extend_from_slice(&footer.encode());
-        Ok(Finished { bytes: self.stored, blobs: self.blobs })
+        self.stored.extend(self.sealer.seal(FOOTER_UNIT, FOOTER_PLAIN_LEN, footer.encode().to_vec()));
+        Ok(Finished { bytes: self.stored, blobs: self.blobs, is_metadata: self.is_metadata })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::mem::Memory;
+    use crate::id::ContentHash;
+    use crate::repo::OpenOptions;
+
+    const PACK_LEN: u64 = 1 << 20;
+
+    fn repository() -> (Arc<Memory>, Arc<Repository>) {
+        let store = Arc::new(Memory::new());
+        let repo = Repository::init(store.clone(), b"pw", &OpenOptions::default()).expect("init");
+        (store, repo)
+    }
+
+    fn writer(repo: &Arc<Repository>) -> Writer {
+        let pool = Arc::new(Pool::new("test", 2).expect("threads"));
+        Writer::new(repo.clone(), pool, WriteOptions { pack_len: PACK_LEN, ..Default::default() }).expect("writer")
+    }
+
+    /// Stores `count` blobs of 64 KiB that do not compress; returns how many were new.
+    fn store(writer: &mut Writer, count: u64) -> Result<u64> {
+        let mut new = 0;
+        for n in 0..count {
+            let mut plain = vec![0; 64 << 10];
+            blake3::Hasher::new().update(&n.to_le_bytes()).finalize_xof().fill(&mut plain);
+            let id = writer.repo.blob_id(BlobKind::Data, &ContentHash::of(&plain));
+            new += u64::from(writer.store(BlobKind::Data, id, &plain)?);
+        }
+        Ok(new)
+    }
+
+    fn reopened(store: &Arc<Memory>) -> Arc<Repository> {
+        Repository::open(store.clone(), b"pw", &OpenOptions::default()).expect("opens")
+    }
+
+    #[test]
+    fn packs_stored_by_a_writer_that_was_dropped_are_found_by_the_next() {
+        let (store_in, repo) = repository();
+        let mut first = writer(&repo);
+        assert_eq!(store(&mut first, 100).expect("stores"), 100);
+        drop(first);
+        let mut second = writer(&reopened(&store_in));
+        let again = store(&mut second, 100).expect("stores");
+        assert!(again <= 40, "of 100 blobs {again} are stored again");
+        second.finish().expect("finishes");
+        assert_eq!(store(&mut writer(&reopened(&store_in)), 100).expect("stores"), 0);
+    }
+
+    #[test]
+    fn packs_stored_by_a_process_that_was_killed_are_found_up_to_the_last_index_object() {
+        let (store_in, repo) = repository();
+        for after in [
+            IndexAfter { len: 2 * PACK_LEN, ..INDEX_AFTER },
+            IndexAfter { time: Duration::ZERO, ..INDEX_AFTER },
+            IndexAfter { blobs: 30, ..INDEX_AFTER },
+        ] {
+            let mut killed = writer(&repo);
+            killed.index_after = after;
+            store(&mut killed, 100).expect("stores");
+            std::mem::forget(killed);
+            let count = store(&mut writer(&reopened(&store_in)), 100).expect("stores");
+            assert!(count <= 70, "of 100 blobs {count} are stored again");
+            assert!(!repo.index_ids().expect("lists").is_empty());
+            for id in repo.index_ids().expect("lists") {
+                repo.backend().delete(ObjectName::new(ObjectKind::Index, id)).expect("deletes");
+            }
+            repo.refresh().expect("refreshes");
+        }
+    }
+
+    #[test]
+    fn a_panic_while_sealing_ends_the_writing_with_an_error() {
+        let (_, repo) = repository();
+        let mut writer = writer(&repo);
+        writer.compress = |level, plain, verify| {
+            if plain[0] % 8 == 3 { panic!("injected") } else { compress(level, plain, verify) }
+        };
+        let outcome = store(&mut writer, 100).and_then(|_| writer.finish().map(|_| 0));
+        let error = outcome.expect_err("a segment is lost");
+        assert!(error.to_string().contains("panicked"), "{error}");
+    }
+
+    #[test]
+    fn a_writer_that_is_finished_after_an_error_says_so() {
+        let (_, repo) = repository();
+        let mut writer = writer(&repo);
+        writer.compress =
+            |_, plain, _| if plain[0] % 2 == 0 { Err(std::io::Error::other("injected")) } else { Ok(plain.to_vec()) };
+        let mut failed = 0;
+        for _ in 0..4 {
+            failed += usize::from(store(&mut writer, 60).is_err());
+        }
+        assert!(failed > 0);
+        assert!(writer.finish().is_err());
     }
 }
