@@ -1,6 +1,6 @@
 //! Reading and hashing the files of one batch: runs on the pool, touches nothing but the source and the batch.
 
-use std::io::{self, Read, Seek};
+use std::io::{self, Read as _, Seek};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -12,8 +12,8 @@ use crate::repo::Repository;
 use crate::source::read::{Extent, Extents};
 use crate::source::{Entry, EntryKind, OpenFile};
 
-use super::INLINE_LEN;
 use super::scan::{Batch, Item, Was};
+use super::{INLINE_LEN, long};
 
 /// An entry that has to be read.
 pub(super) struct ToRead {
@@ -21,6 +21,14 @@ pub(super) struct ToRead {
     pub path: Vec<u8>,
     pub was: Was,
     pub is_linked: bool,
+}
+
+impl ToRead {
+    /// Makes `new` what is to be read, which has taken the entry's place: other names of that one are not other names of it.
+    pub(super) fn replace(&mut self, new: Entry) {
+        self.entry = new;
+        self.is_linked = false;
+    }
 }
 
 /// An entry that was read.
@@ -85,6 +93,19 @@ pub(super) struct Reader {
 const WHOLE_LEN: usize = 32 << 10;
 /// Times that a file which changes while it is read is read again before it is reported.
 const RETRIES: usize = 1;
+/// A file that is longer than the walk saw and than this is read like a long one: a batch must not grow with it.
+const GROWN_LEN_MAX: u64 = 64 << 10;
+
+/// What came of reading an entry.
+enum Read {
+    Done {
+        metadata: Metadata,
+        xattrs: Vec<u8>,
+        kind: OwnedKind,
+    },
+    /// It has become too long.
+    Grown,
+}
 
 impl Reader {
     /// Turns what is to be read in the batch into what was read; entries that cannot be read are reported and dropped.
@@ -93,77 +114,96 @@ impl Reader {
         batch.items.reserve(items.len());
         for item in items {
             match item {
-                Item::ToRead(to_read) => {
-                    if let Some(done) = self.read(to_read, &mut batch.content) {
-                        batch.items.push(Item::Done(done));
-                    }
-                }
+                Item::ToRead(to_read) => batch.items.extend(self.read(to_read, &mut batch.content)),
                 other => batch.items.push(other),
             }
         }
     }
 
-    fn read(&self, to_read: ToRead, content: &mut Vec<u8>) -> Option<Done> {
-        let ToRead { entry, path, was, is_linked } = to_read;
-        let failed = |during| {
-            let path = &path;
-            move |error: io::Error| self.progress.error(path, during, error)
-        };
-        let other = match entry.kind() {
-            EntryKind::File { .. } => {
-                let start = content.len();
-                return match self.read_file(&entry, &path, content) {
-                    Ok((open, kind)) => {
-                        let xattrs = open.xattrs(failed("read an extended attribute of"));
-                        Some(Done {
-                            name: entry.name().to_vec(),
-                            metadata: *entry.metadata(),
-                            xattrs,
-                            was,
-                            is_linked,
-                            kind,
-                        })
-                    }
-                    Err(error) => {
-                        content.truncate(start);
-                        failed("read")(error);
-                        None
-                    }
-                };
-            }
-            EntryKind::Symlink => match entry.link_target() {
-                Ok(target) => OwnedOther::Symlink(target),
-                Err(error) => {
-                    failed("read the target of")(error);
-                    return None;
+    /// Reads an entry; once more if something else has taken its place since the walk.
+    fn read(&self, mut to_read: ToRead, content: &mut Vec<u8>) -> Option<Item> {
+        let start = content.len();
+        let mut attempt = 0;
+        let (during, error) = loop {
+            let result = match to_read.entry.kind() {
+                EntryKind::File { .. } => self.read_file(&mut to_read, content).map_err(|error| ("read", error)),
+                _ => self.read_other(&to_read).map_err(|error| ("read the target of", error)),
+            };
+            let (during, error) = match result {
+                Ok(Some(Read::Grown)) => return Some(Item::Grown(to_read)),
+                Ok(Some(Read::Done { metadata, xattrs, kind })) => {
+                    let ToRead { entry, was, is_linked, .. } = to_read;
+                    let name = entry.name().to_vec();
+                    return Some(Item::Done(Done { name, metadata, xattrs, was, is_linked, kind }));
                 }
-            },
+                // It is something else by now.
+                Ok(None) if attempt < RETRIES => {
+                    attempt += 1;
+                    continue;
+                }
+                Ok(None) => ("read", io::Error::other("it is replaced again and again")),
+                Err(failed) => failed,
+            };
+            content.truncate(start);
+            if attempt == RETRIES {
+                break (during, error);
+            }
+            attempt += 1;
+            match to_read.entry.look_again() {
+                Ok(Some(new)) => to_read.replace(new),
+                Ok(None) => break (during, error),
+                Err(error) => break (during, error),
+            }
+        };
+        self.progress.error(&to_read.path, during, error);
+        None
+    }
+
+    /// Reads what is no file: only a symbolic link has something to read.
+    fn read_other(&self, to_read: &ToRead) -> io::Result<Option<Read>> {
+        let entry = &to_read.entry;
+        let other = match entry.kind() {
+            EntryKind::Symlink => OwnedOther::Symlink(entry.link_target()?),
             EntryKind::BlockDevice { rdev } => OwnedOther::BlockDevice(rdev),
             EntryKind::CharDevice { rdev } => OwnedOther::CharDevice(rdev),
             EntryKind::Fifo => OwnedOther::Fifo,
             EntryKind::Socket => OwnedOther::Socket,
-            EntryKind::Directory | EntryKind::Volume { .. } => unreachable!("the scan handles these itself"),
+            EntryKind::File { .. } | EntryKind::Directory | EntryKind::Volume { .. } => {
+                unreachable!("files are read elsewhere, and the scan handles the others itself")
+            }
         };
-        let xattrs = entry.xattrs(failed("read an extended attribute of"));
-        let kind = OwnedKind::Other(other);
-        Some(Done { name: entry.name().to_vec(), metadata: *entry.metadata(), xattrs, was, is_linked, kind })
+        let xattrs = entry.xattrs(self.failed(&to_read.path));
+        Ok(Some(Read::Done { metadata: *entry.metadata(), xattrs, kind: OwnedKind::Other(other) }))
     }
 
-    fn read_file(&self, entry: &Entry, path: &[u8], content: &mut Vec<u8>) -> io::Result<(OpenFile, OwnedKind)> {
+    /// Takes the errors of reading extended attributes.
+    fn failed<'a>(&'a self, path: &'a [u8]) -> impl FnMut(io::Error) + 'a {
+        move |error| self.progress.error(path, "read an extended attribute of", error)
+    }
+
+    /// Reads a file, `None` if what is to be read turned out to be none.
+    fn read_file(&self, to_read: &mut ToRead, content: &mut Vec<u8>) -> io::Result<Option<Read>> {
         let start = content.len();
         for attempt in 0.. {
             content.truncate(start);
-            let open = entry.open()?;
+            let EntryKind::File { size: seen } = to_read.entry.kind() else { return Ok(None) };
+            let Some(open) = long::open(to_read)? else { return Ok(None) };
+            // The batch has room for what the walk saw.
+            if open.size > seen.max(GROWN_LEN_MAX) {
+                return Ok(Some(Read::Grown));
+            }
             let extents = read_extents(&open, content)?;
             let is_short = (content.len() - start) as u64 != extents.iter().map(data_len).sum::<u64>();
             if is_short || open.has_changed()? {
                 if attempt < RETRIES {
                     continue;
                 }
-                self.progress.error(path, "read", "the file changed while it was read; what was read is kept");
+                let what = "the file changed while it was read; what was read is kept";
+                self.progress.error(&to_read.path, "read", what);
             }
             let kind = self.file(start, &extents, content);
-            return Ok((open, kind));
+            let xattrs = open.xattrs(self.failed(&to_read.path));
+            return Ok(Some(Read::Done { metadata: long::metadata(&to_read.entry, &open), xattrs, kind }));
         }
         unreachable!("the loop returns")
     }
@@ -283,4 +323,79 @@ pub(super) fn read_up_to(file: &std::fs::File, out: &mut [u8], offset: u64) -> i
         }
     }
     Ok(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::mem::Memory;
+    use crate::repo::OpenOptions;
+    use crate::source::{Event, Walk, WalkOptions};
+    use std::fs;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    /// What is to be read of the files in `directory`, as a walk has seen them now.
+    fn seen(directory: &Path) -> Vec<ToRead> {
+        let options =
+            WalkOptions { targets: vec![directory.as_os_str().as_bytes().to_vec()], ..WalkOptions::default() };
+        let progress = Progress::new();
+        let mut seen = Vec::new();
+        for event in Walk::new(options, &progress).unwrap() {
+            if let Event::Entry(entry) = event {
+                let path = entry.name().to_vec();
+                seen.push(ToRead { entry, path, was: Was::New, is_linked: true });
+            }
+        }
+        seen
+    }
+
+    fn reader() -> Reader {
+        let repo = Repository::init(Arc::new(Memory::new()), b"x", &OpenOptions::default()).unwrap();
+        Reader { chunker: repo.chunker(), progress: Arc::new(Progress::new()), repo }
+    }
+
+    #[test]
+    fn a_file_that_grew_beyond_its_batch_is_left_to_who_reads_long_ones() {
+        let temp = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c"] {
+            fs::write(temp.path().join(name), "x").unwrap();
+        }
+        let seen = seen(temp.path());
+        fs::write(temp.path().join("b"), vec![1; GROWN_LEN_MAX as usize + 1]).unwrap();
+        fs::write(temp.path().join("c"), vec![1; GROWN_LEN_MAX as usize]).unwrap();
+        let mut batch = Batch { items: seen.into_iter().map(Item::ToRead).collect(), content: Vec::new() };
+        reader().process(&mut batch);
+        let grown: Vec<bool> = batch.items.iter().map(|item| matches!(item, Item::Grown(_))).collect();
+        assert_eq!((grown, batch.content.len() as u64), (vec![false, true, false], 1 + GROWN_LEN_MAX));
+    }
+
+    #[test]
+    fn what_took_the_place_of_an_entry_is_read_and_is_no_other_name_of_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        fs::write(at("file"), "old").unwrap();
+        std::os::unix::fs::symlink("nowhere", at("link")).unwrap();
+        fs::write(at("vanishes"), "old").unwrap();
+        let mut seen = seen(temp.path());
+        fs::write(at("new"), "a new file").unwrap();
+        fs::rename(at("new"), at("file")).unwrap();
+        fs::remove_file(at("link")).unwrap();
+        fs::write(at("link"), "a file now").unwrap();
+        fs::remove_file(at("vanishes")).unwrap();
+        let reader = reader();
+        let mut content = Vec::new();
+        assert!(reader.read(seen.pop().unwrap(), &mut content).is_none());
+        let error = reader.progress.take_errors().remove(0);
+        assert_eq!((error.path.as_slice(), error.message.as_str()), (b"vanishes".as_slice(), "it vanished meanwhile"));
+        for to_read in seen {
+            let Some(Item::Done(done)) = reader.read(to_read, &mut content) else { panic!("it was not read") };
+            let now = fs::metadata(at(std::str::from_utf8(&done.name).unwrap())).unwrap();
+            let OwnedKind::File { size: 10, content: OwnedContent::Inline(_) } = done.kind else { panic!("no file") };
+            assert_eq!(done.metadata.inode, std::os::unix::fs::MetadataExt::ino(&now));
+            assert!(!done.is_linked);
+        }
+        assert_eq!(reader.progress.error_count(), 1);
+    }
 }

@@ -4,38 +4,34 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use crate::chunk::{CHUNK_LEN_MAX, Chunker, Scale};
+use crate::browse::OwnedNode;
+use crate::chunk::Chunker;
 use crate::format::snapshot::Snapshot;
 use crate::format::tree::{Kind, Metadata, Time, Xattrs};
-use crate::id::{BlobId, ContentHash, ObjectId};
+use crate::id::{BlobId, ObjectId};
 use crate::pool::{Pool, Urgency};
 use crate::progress::Progress;
 use crate::repo::{self, Repository};
-use crate::source::read::{Extent, Extents};
 use crate::source::{Entry, EntryKind, Event, WalkOptions};
 
-use super::parent::{self, ParentDirectory};
-use super::read::{Done, Reader, ToRead, hash_zeros, read_up_to};
+use super::long::{self, CutRun, Cutter, EndedFile, FileEnd, Go, Run, Stopped};
+use super::parent::{self, ParentDirectory, Unread};
+use super::read::{Done, Reader, ToRead};
 use super::stream::{Open, Stream};
 use super::walker::Walker;
 use super::{Compare, Error, Options, ParentChoice};
 
 /// Files longer than this, in bytes, are read and cut by the scan itself, in runs.
-const SMALL_LEN_MAX: u64 = 1 << 20;
+pub(super) const SMALL_LEN_MAX: u64 = 1 << 20;
 /// Bytes of small files in a batch, about.
 const BATCH_LEN: u64 = 1 << 20;
 /// Entries to read in a batch; each holds its directory open.
 const BATCH_READ_MAX: usize = 128;
 /// Entries in a batch.
 const BATCH_ITEMS_MAX: usize = 1024;
-/// Bytes of a run of a large file: enough to cut at least one chunk.
-const RUN_LEN: usize = CHUNK_LEN_MAX;
-/// Holes up to this many bytes are hashed as zeros; a file with more has no hash of its whole content.
-const HOLES_HASHED_MAX: u64 = 256 << 20;
 /// Inodes with several names that are remembered while their other names are looked for.
 const LINKS_MAX: usize = 100_000;
 
@@ -61,9 +57,11 @@ pub(super) enum Item {
     Enter(Directory),
     Leave,
     /// Taken over from the parent.
-    Unchanged(crate::browse::OwnedNode),
+    Unchanged(OwnedNode),
     ToRead(ToRead),
     Done(Done),
+    /// A file that has become too long for a batch since the walk.
+    Grown(ToRead),
     /// Another name of a file that was read before.
     Link {
         name: Vec<u8>,
@@ -79,45 +77,6 @@ pub(super) struct Batch {
     pub items: Vec<Item>,
     pub content: Vec<u8>,
 }
-
-/// A piece of a run.
-pub(super) enum Piece {
-    Hole(u64),
-    Chunk(ContentHash, Range<usize>),
-}
-
-/// Consecutive bytes of a large file.
-pub(super) struct Run {
-    pub content: Vec<u8>,
-    pub pieces: Vec<Piece>,
-}
-
-impl Run {
-    /// Bytes of the file that it covers.
-    pub(super) fn len(&self) -> u64 {
-        self.pieces
-            .iter()
-            .map(|piece| match piece {
-                Piece::Hole(len) => *len,
-                Piece::Chunk(_, range) => range.len() as u64,
-            })
-            .sum()
-    }
-}
-
-/// What is known of a large file at its end.
-pub(super) struct EndedFile {
-    pub name: Vec<u8>,
-    pub metadata: Metadata,
-    pub xattrs: Vec<u8>,
-    pub was: Was,
-    pub hash: Option<ContentHash>,
-    pub is_linked: bool,
-    pub is_stream: bool,
-}
-
-/// `None` if the file could not be read to its end.
-pub(super) type FileEnd = Option<EndedFile>;
 
 /// What the committer takes, in order.
 pub(super) enum Step {
@@ -145,6 +104,8 @@ pub(super) struct Scan {
     pub paths: Vec<Vec<u8>>,
     pub parent: Option<(ObjectId, Snapshot)>,
     pub previous: Option<ObjectId>,
+    /// Why some of the parent could not be read; final when the steps are at their end.
+    pub unread: Unread,
 }
 
 /// What the scan finds out before its first step.
@@ -164,6 +125,8 @@ pub(super) fn start(setup: Setup<'_>) -> Result<Scan, Error> {
     let (walk, choice, compare) = (options.walk.clone(), options.parent, options.compare);
     let (repo, host, snapshots, pool, progress) =
         (repo.clone(), host.to_owned(), snapshots.to_vec(), pool.clone(), progress.clone());
+    let told = Unread::default();
+    let unread = told.clone();
     let scan = move || {
         let reader = Arc::new(Reader { chunker: repo.chunker(), progress: progress.clone(), repo: repo.clone() });
         let chunker = repo.chunker();
@@ -175,6 +138,8 @@ pub(super) fn start(setup: Setup<'_>) -> Result<Scan, Error> {
             chunker,
             sender,
             compare,
+            asked_for_parent: if let ParentChoice::Snapshot(id) = choice { Some(id) } else { None },
+            unread: unread.clone(),
             batch: Batch::default(),
             batch_len: 0,
             batch_read: 0,
@@ -190,6 +155,9 @@ pub(super) fn start(setup: Setup<'_>) -> Result<Scan, Error> {
                 ParentChoice::None => None,
                 ParentChoice::Snapshot(id) => snapshots.iter().find(|(other, _)| *other == id).cloned(),
             };
+            if parent.is_none() && matches!(choice, ParentChoice::Snapshot(_)) {
+                let _ = unread.set("its object is missing or damaged".to_owned());
+            }
             let previous = newest.map(|(id, _)| *id);
             let root = parent.as_ref().map(|(_, snapshot)| snapshot.root().kind);
             let tree = root.and_then(|kind| match kind {
@@ -203,18 +171,13 @@ pub(super) fn start(setup: Setup<'_>) -> Result<Scan, Error> {
     let system = |source| repo::Error::System { op: "start a thread", source };
     std::thread::Builder::new().name("scan".to_owned()).spawn(scan).map_err(system)?;
     match begun.recv() {
-        Ok(Begun { paths, parent, previous }) => Ok(Scan { steps: receiver, paths, parent, previous }),
+        Ok(Begun { paths, parent, previous }) => Ok(Scan { steps: receiver, paths, parent, previous, unread: told }),
         Err(_) => match receiver.recv() {
             Ok(Step::Failed(error)) => Err(error),
             _ => Err(system(io::Error::other("the scan ended early")).into()),
         },
     }
 }
-
-/// The committer is gone, so there is no reason to go on.
-struct Stopped;
-
-type Go<T = ()> = Result<T, Stopped>;
 
 struct Sender {
     steps: SyncSender<Step>,
@@ -249,6 +212,10 @@ struct Scanner<'a> {
     chunker: Chunker,
     sender: Sender,
     compare: Compare,
+    /// The parent, if the user named one.
+    asked_for_parent: Option<ObjectId>,
+    /// Why some of the parent could not be read.
+    unread: Unread,
     batch: Batch,
     batch_len: u64,
     batch_read: usize,
@@ -281,8 +248,11 @@ impl Scanner<'_> {
     }
 
     fn steps(&mut self, walk: Option<Walker>, streams: &[Stream], tree: Option<BlobId>) -> Go {
+        let mut root = ParentDirectory::new(self.repo, if streams.is_empty() { None } else { tree }, &self.unread);
+        self.check_parent()?;
         for stream in streams {
-            if let Err(message) = self.stream(stream)? {
+            let old = root.take(stream.name.as_bytes());
+            if let Err(message) = self.stream(stream, old)? {
                 let name = stream.name.clone();
                 return self.sender.send(Step::Failed(Error::Stream { name, message: message.to_string() }));
             }
@@ -304,13 +274,14 @@ impl Scanner<'_> {
     }
 
     fn walk(&mut self, walk: Walker, tree: Option<BlobId>) -> Go {
-        let repo = self.repo;
+        let (repo, unread) = (self.repo, self.unread.clone());
         let mut parents: Vec<ParentDirectory<'_>> = Vec::new();
         let mut paths: Vec<Vec<u8>> = Vec::new();
         for (event, path) in walk {
             if self.progress.is_cancelled() {
                 return Err(Stopped);
             }
+            self.check_parent()?;
             match event {
                 Event::Enter(entry) => {
                     let node = parents.last_mut().and_then(|parent| parent.take(entry.name()));
@@ -321,7 +292,7 @@ impl Scanner<'_> {
                         None if parents.is_empty() => tree,
                         None => None,
                     };
-                    parents.push(ParentDirectory::new(repo, parent_tree));
+                    parents.push(ParentDirectory::new(repo, parent_tree, &unread));
                     let metadata = *entry.metadata();
                     paths.push(path.clone());
                     // An attribute cannot change without the inode's change time.
@@ -348,7 +319,18 @@ impl Scanner<'_> {
                 }
             }
         }
-        Ok(())
+        self.check_parent()
+    }
+
+    /// Ends the run if the parent that was asked for cannot be read. Any other one only saves work.
+    fn check_parent(&self) -> Go {
+        match (self.asked_for_parent, self.unread.get()) {
+            (Some(id), Some(message)) => {
+                self.sender.send(Step::Failed(Error::Parent { id, message: message.clone() }))?;
+                Err(Stopped)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn entry(&mut self, entry: Entry, parent: &mut ParentDirectory<'_>, directory: &[u8]) -> Go {
@@ -359,7 +341,10 @@ impl Scanner<'_> {
             if both_files {
                 was = Was::Changed;
             }
-            if let Some(node) = parent.unchanged(node, &entry, self.compare) {
+            let unchanged = parent.unchanged(node, &entry, self.compare, |error| {
+                self.progress.error(&path_of(directory, &entry), "read an extended attribute of", error);
+            });
+            if let Some(node) = unchanged {
                 return self.item(Item::Unchanged(node));
             }
         }
@@ -384,14 +369,13 @@ impl Scanner<'_> {
                 is_linked = true;
             }
         }
-        let slash: &[u8] = if directory.ends_with(b"/") { b"" } else { b"/" };
-        let path = [directory, slash, entry.name()].concat();
+        let path = path_of(directory, &entry);
         match entry.kind() {
             EntryKind::File { size } if size <= SMALL_LEN_MAX => {
                 self.batch_len += size;
                 self.add_to_read(ToRead { entry, path, was, is_linked })
             }
-            EntryKind::File { .. } | EntryKind::Volume { .. } => self.large_file(&entry, &path, was, is_linked),
+            EntryKind::File { .. } | EntryKind::Volume { .. } => self.long_file(ToRead { entry, path, was, is_linked }),
             _ => self.add_to_read(ToRead { entry, path, was, is_linked }),
         }
     }
@@ -429,77 +413,36 @@ impl Scanner<'_> {
         })
     }
 
-    fn large_file(&mut self, entry: &Entry, path: &[u8], was: Was, is_linked: bool) -> Go {
+    fn long_file(&mut self, mut to_read: ToRead) -> Go {
         self.flush()?;
-        self.progress.set_current(path);
-        let open = match entry.open() {
-            Ok(open) => open,
+        self.progress.set_current(&to_read.path);
+        let open = match long::open(&mut to_read) {
+            Ok(Some(open)) => open,
+            Ok(None) => return self.add_to_read(to_read),
             Err(error) => {
-                self.progress.error(path, "open", error);
+                self.progress.error(&to_read.path, "open", error);
                 return Ok(());
             }
         };
         self.sender.send(Step::BeginFile)?;
-        let mut cutter = Cutter::new(&self.sender, &self.chunker, self.progress);
-        let mut is_short = false;
-        let mut read_error = None;
-        for extent in Extents::new(&open) {
-            match extent {
-                Extent::Hole(range) => cutter.hole(range.end - range.start)?,
-                Extent::Data(range) => {
-                    let mut at = range.start;
-                    let read = cutter.data(|out| {
-                        let want = out.len().min((range.end - at) as usize);
-                        let len = read_up_to(&open.file, &mut out[..want], at)?;
-                        at += len as u64;
-                        Ok(len)
-                    })?;
-                    if let Err(error) = read {
-                        read_error = Some(error);
-                        break;
-                    }
-                    is_short = at < range.end;
-                    if is_short {
-                        break;
-                    }
-                }
-            }
-        }
-        let hash = cutter.finish()?;
-        if let Some(error) = read_error {
-            self.progress.error(path, "read", error);
-            return self.sender.send(Step::EndFile(None));
-        }
-        let is_volume = matches!(entry.kind(), EntryKind::Volume { .. });
-        match open.has_changed() {
-            Ok(false) if !is_short => {}
-            // A device's times say nothing.
-            Ok(_) if is_volume && !is_short => {}
-            Ok(_) => self.progress.error(path, "read", "the file changed while it was read; what was read is kept"),
-            Err(error) => self.progress.error(path, "stat", error),
-        }
-        let xattrs = open.xattrs(|error| self.progress.error(path, "read an extended attribute of", error));
-        let name = entry.name().to_vec();
-        let metadata = *entry.metadata();
-        self.sender.send(Step::EndFile(Some(EndedFile {
-            name,
-            metadata,
-            xattrs,
-            was,
-            hash,
-            is_linked,
-            is_stream: false,
-        })))
+        let end = long::read(to_read, &open, self.cutter(), self.progress)?;
+        self.sender.send(Step::EndFile(end))
     }
 
-    fn stream(&mut self, stream: &Stream) -> Go<io::Result<()>> {
+    /// A cutter whose runs are hashed on the pool.
+    fn cutter(&self) -> Cutter<'_, impl FnMut(CutRun) -> Go> {
+        let sender = &self.sender;
+        Cutter::new(&self.chunker, self.progress, |run| sender.send_work(Step::Run, move || run.hash()))
+    }
+
+    fn stream(&mut self, stream: &Stream, old: Option<OwnedNode>) -> Go<io::Result<()>> {
         self.progress.set_current(stream.name.as_bytes());
         let mut open = match Open::start(&stream.source) {
             Ok(open) => open,
             Err(error) => return Ok(Err(error)),
         };
         self.sender.send(Step::BeginFile)?;
-        let mut cutter = Cutter::new(&self.sender, &self.chunker, self.progress);
+        let mut cutter = self.cutter();
         let read = cutter.data(|out| open.read(out))?;
         let hash = cutter.finish()?;
         if let Err(error) = read.and_then(|()| open.finish()) {
@@ -513,10 +456,15 @@ impl Scanner<'_> {
             was: Was::New,
             hash,
             is_linked: false,
-            is_stream: true,
+            stream: Some(old),
         })))?;
         Ok(Ok(()))
     }
+}
+
+fn path_of(directory: &[u8], entry: &Entry) -> Vec<u8> {
+    let slash: &[u8] = if directory.ends_with(b"/") { b"" } else { b"/" };
+    [directory, slash, entry.name()].concat()
 }
 
 /// What a file that no file system knows has as metadata.
@@ -524,125 +472,4 @@ fn stream_metadata(mode: u32) -> Metadata {
     let now = super::now();
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     Metadata { mode, uid, gid, mtime: now, ctime: now, atime: None::<Time>, nlink: 1, ..Metadata::default() }
-}
-
-/// Cuts the bytes of a large file into chunks and sends them in runs, to be hashed on the pool.
-struct Cutter<'a> {
-    sender: &'a Sender,
-    chunker: &'a Chunker,
-    progress: &'a Progress,
-    content: Vec<u8>,
-    /// Up to here the content is cut.
-    cut: usize,
-    /// Where that is in the file.
-    offset: u64,
-    scale: Option<Scale>,
-    pieces: Vec<UnhashedPiece>,
-    hasher: Option<blake3::Hasher>,
-    holes_len: u64,
-}
-
-enum UnhashedPiece {
-    Hole(u64),
-    Chunk(Range<usize>),
-}
-
-impl<'a> Cutter<'a> {
-    fn new(sender: &'a Sender, chunker: &'a Chunker, progress: &'a Progress) -> Self {
-        let hasher = Some(blake3::Hasher::new());
-        let content = Vec::with_capacity(RUN_LEN);
-        Self {
-            sender,
-            chunker,
-            progress,
-            content,
-            cut: 0,
-            offset: 0,
-            scale: None,
-            pieces: Vec::new(),
-            hasher,
-            holes_len: 0,
-        }
-    }
-
-    fn hole(&mut self, len: u64) -> Go {
-        self.holes_len += len;
-        self.offset += len;
-        match &mut self.hasher {
-            Some(hasher) if self.holes_len <= HOLES_HASHED_MAX => hash_zeros(hasher, len),
-            _ => self.hasher = None,
-        }
-        self.pieces.push(UnhashedPiece::Hole(len));
-        Ok(())
-    }
-
-    /// Takes in bytes until `read` returns 0; a read error is returned inside.
-    fn data(&mut self, mut read: impl FnMut(&mut [u8]) -> io::Result<usize>) -> Go<io::Result<()>> {
-        loop {
-            if self.progress.is_cancelled() {
-                return Err(Stopped);
-            }
-            if self.content.len() == RUN_LEN {
-                self.send()?;
-            }
-            let at = self.content.len();
-            self.content.resize(RUN_LEN, 0);
-            let len = match read(&mut self.content[at..]) {
-                Ok(len) => len,
-                Err(error) => {
-                    self.content.truncate(at);
-                    return Ok(Err(error));
-                }
-            };
-            self.content.truncate(at + len);
-            if let Some(hasher) = &mut self.hasher {
-                hasher.update(&self.content[at..]);
-            }
-            let is_end = len == 0;
-            self.cut_chunks(is_end);
-            if is_end {
-                return Ok(Ok(()));
-            }
-        }
-    }
-
-    fn cut_chunks(&mut self, is_end: bool) {
-        loop {
-            let left = &self.content[self.cut..];
-            let scale = *self.scale.get_or_insert_with(|| Scale::of(left));
-            let is_enough = left.len() >= self.chunker.len_max(scale, self.offset);
-            if !(is_enough || is_end && !left.is_empty()) {
-                return;
-            }
-            let len = self.chunker.cut(left, scale, self.offset);
-            self.pieces.push(UnhashedPiece::Chunk(self.cut..self.cut + len));
-            self.cut += len;
-            self.offset += len as u64;
-        }
-    }
-
-    /// Sends what is cut and keeps the rest.
-    fn send(&mut self) -> Go {
-        let mut next = Vec::with_capacity(RUN_LEN);
-        next.extend_from_slice(&self.content[self.cut..]);
-        let content = std::mem::replace(&mut self.content, next);
-        self.cut = 0;
-        let pieces = std::mem::take(&mut self.pieces);
-        self.sender.send_work(Step::Run, move || {
-            let hash = |piece| match piece {
-                UnhashedPiece::Hole(len) => Piece::Hole(len),
-                UnhashedPiece::Chunk(range) => Piece::Chunk(ContentHash::of(&content[range.clone()]), range),
-            };
-            let pieces = pieces.into_iter().map(hash).collect();
-            Run { content, pieces }
-        })
-    }
-
-    /// Sends the rest; returns the hash of the whole content unless its holes are too long.
-    fn finish(mut self) -> Go<Option<ContentHash>> {
-        if !self.pieces.is_empty() {
-            self.send()?;
-        }
-        Ok(self.hasher.map(|hasher| ContentHash(*hasher.finalize().as_bytes())))
-    }
 }

@@ -3,8 +3,9 @@
 //! Where a page ends depends on what is near its end, not on what came before, so that an insertion changes one page.
 
 use crate::format::content::{Content, ListChild, ListPage, Part, Parts};
+use crate::format::limits::BLOB_LEN_MAX;
 use crate::format::tree::{LeafBuilder, Node, Page, Tree};
-use crate::id::{BlobId, ContentHash};
+use crate::id::{BLOB_ID_LEN, BlobId, ContentHash};
 use crate::repo::{Error, Result};
 
 use super::scan::Directory;
@@ -15,6 +16,11 @@ const LEAF_LEN_MIN: usize = 64 << 10;
 const LEAF_LEN_MAX: usize = 256 << 10;
 /// One name in this many ends a leaf.
 const LEAF_END_ONE_IN: u64 = 64;
+/// Most bytes of a directory's index: it is one blob.
+const INDEX_LEN_MAX: usize = BLOB_LEN_MAX;
+/// Bytes that the index says of a page besides its name: the name's length, id, and two counts; and before all pages.
+const INDEX_ENTRY_LEN_MAX: usize = 2 + BLOB_ID_LEN + 10 + 10;
+const INDEX_HEAD_LEN: usize = 16;
 /// Lists of up to this many parts stay in their node.
 const PARTS_IN_NODE_MAX: usize = 64;
 /// A page of a list ends at the first id that says so after this many entries.
@@ -39,6 +45,10 @@ pub(super) struct TreeBuilder {
     directory: Directory,
     leaf: LeafBuilder,
     pages: Vec<Finished>,
+    /// Bytes that the index of all pages may still take.
+    pub(super) index_left: usize,
+    /// An entry was turned away.
+    is_full: bool,
 }
 
 fn ends_leaf(name: &[u8]) -> bool {
@@ -48,7 +58,8 @@ fn ends_leaf(name: &[u8]) -> bool {
 
 impl TreeBuilder {
     pub(super) fn new(directory: Directory) -> Self {
-        Self { directory, leaf: LeafBuilder::new(), pages: Vec::new() }
+        let index_left = INDEX_LEN_MAX - INDEX_HEAD_LEN;
+        Self { directory, leaf: LeafBuilder::new(), pages: Vec::new(), index_left, is_full: false }
     }
 
     /// Path of the directory.
@@ -56,12 +67,28 @@ impl TreeBuilder {
         &self.directory.path
     }
 
-    pub(super) fn push(&mut self, node: &Node<'_>, store: Store<'_>) -> Result<()> {
+    /// Whether an entry was turned away.
+    pub(super) fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// Adds an entry; false if the directory has no room for it, nor for any after it.
+    pub(super) fn push(&mut self, node: &Node<'_>, store: Store<'_>) -> Result<bool> {
+        if self.leaf.is_empty() {
+            let needed = node.name.len() + INDEX_ENTRY_LEN_MAX;
+            match self.index_left.checked_sub(needed) {
+                Some(left) if !self.is_full => self.index_left = left,
+                _ => {
+                    self.is_full = true;
+                    return Ok(false);
+                }
+            }
+        }
         self.leaf.push(node);
         if self.leaf.len() >= LEAF_LEN_MAX || self.leaf.len() >= LEAF_LEN_MIN && ends_leaf(node.name) {
             self.end_page(store)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn end_page(&mut self, store: Store<'_>) -> Result<()> {
@@ -219,7 +246,44 @@ impl FinishedList {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::tree::{Kind, Metadata, Xattrs};
     use std::collections::HashMap;
+
+    #[test]
+    fn a_directory_takes_entries_until_its_index_is_full_and_then_no_more() {
+        let directory = Directory {
+            name: b"d".to_vec(),
+            path: b"/d".to_vec(),
+            metadata: Metadata::default(),
+            xattrs: Vec::new(),
+            parent_tree: None,
+        };
+        let mut tree = TreeBuilder::new(directory);
+        // Room for three pages.
+        tree.index_left = 3 * (INDEX_ENTRY_LEN_MAX + 100) + INDEX_ENTRY_LEN_MAX + 50;
+        let mut longest = 0;
+        let mut store = |blob: &[u8]| {
+            longest = longest.max(blob.len());
+            Ok(BlobId::from_bytes(&blake3::hash(blob).as_bytes()[..20]).expect("20 bytes"))
+        };
+        let mut taken = 0;
+        for n in 0..20_000 {
+            let name = format!("{n:0100}");
+            let kind = Kind::File { size: 1, content: Content::Inline(b"x") };
+            let node = Node { name: name.as_bytes(), metadata: Metadata::default(), kind, xattrs: Xattrs::default() };
+            if tree.push(&node, &mut store).expect("stores") {
+                assert_eq!(taken, n, "none is taken after one that was not");
+                taken += 1;
+            }
+        }
+        let kind = Kind::Fifo;
+        let short = Node { name: b"z", metadata: Metadata::default(), kind, xattrs: Xattrs::default() };
+        assert!(!tree.push(&short, &mut store).expect("stores"), "not even one that would fit");
+        assert_eq!(tree.pages.len(), 3);
+        let (_, _, entries) = tree.finish(&mut store).expect("finishes");
+        assert_eq!(entries, taken);
+        assert!(taken > 1000 && longest > LEAF_LEN_MIN, "{taken}, {longest}");
+    }
 
     fn part(n: u32) -> Part {
         let hash = blake3::hash(&n.to_le_bytes());

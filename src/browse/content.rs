@@ -26,6 +26,8 @@ pub struct Parts<'a> {
     offset: u64,
     size: u64,
     on_page: Option<OnPage<'a>>,
+    /// The page that was asked for last.
+    asked: Option<BlobId>,
 }
 
 /// Called with the id and the length in bytes of each page of a list that is read.
@@ -33,7 +35,8 @@ type OnPage<'a> = Box<dyn FnMut(&BlobId, usize) + 'a>;
 
 /// The parts of a file of `size` bytes. Inline content has none: its bytes are at hand already.
 pub fn parts<'a>(repo: &'a Repository, size: u64, content: Content<'a>) -> Parts<'a> {
-    let mut parts = Parts { repo, short: None, levels: Vec::new(), root: None, offset: 0, size, on_page: None };
+    let mut parts =
+        Parts { repo, short: None, levels: Vec::new(), root: None, offset: 0, size, on_page: None, asked: None };
     match content {
         Content::Empty | Content::Inline(_) => parts.size = 0,
         Content::Whole(hash) => {
@@ -55,8 +58,14 @@ impl<'a> Parts<'a> {
         Self { on_page: Some(Box::new(on_page)), ..self }
     }
 
+    /// The page of the list that was read last; after an error, the one that it is about.
+    pub(crate) fn page(&self) -> Option<BlobId> {
+        self.asked
+    }
+
     fn load(&mut self, level: u8, child: ListChild) -> Result<()> {
         let object = || format!("list {}", child.id);
+        self.asked = Some(child.id);
         let page = self.repo.blob(BlobKind::List, &child.id)?;
         if let Some(on_page) = &mut self.on_page {
             on_page(&child.id, page.len());
@@ -68,10 +77,6 @@ impl<'a> Parts<'a> {
                     object: object(),
                     what: "a page of the lowest level must hold parts".into(),
                 })?;
-                // An empty page could be named again and again without the file growing.
-                if children.iter().any(|child| child.len == 0) {
-                    return Err(Error::Corrupt { object: object(), what: "an empty page".into() });
-                }
                 self.levels.push(Level::Children(below, children.into_iter()));
             }
         }

@@ -83,7 +83,33 @@ impl Entry {
 
     /// Opens a [`EntryKind::File`] or [`EntryKind::Volume`] for reading; fails if another file took its place meanwhile.
     pub fn open(&self) -> io::Result<OpenFile> {
-        self.directory.open_file(&self.name, &self.stat)
+        let mut open = self.directory.open_file(&self.name, &self.stat)?;
+        if self.stat.metadata.atime.is_none() {
+            open.stat.metadata.atime = None;
+        }
+        Ok(open)
+    }
+
+    /// What has the entry's name by now, if it is not what the walk saw. A directory that took its place is an error: its
+    /// turn in the walk is over.
+    pub fn look_again(&self) -> io::Result<Option<Entry>> {
+        let mut stat = match Stat::at(&self.directory, &self.name) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Err(io::Error::new(io::ErrorKind::NotFound, "it vanished meanwhile")),
+            Err(error) => return Err(error.into()),
+        };
+        if self.stat.metadata.atime.is_none() {
+            stat.metadata.atime = None;
+        }
+        let is_same_kind = std::mem::discriminant(&stat.kind) == std::mem::discriminant(&self.stat.kind);
+        if is_same_kind && stat.is_same_inode(&self.stat.metadata) || matches!(self.stat.kind, EntryKind::Volume { .. })
+        {
+            return Ok(None);
+        }
+        if stat.kind == EntryKind::Directory {
+            return Err(io::Error::other("it was replaced by a directory meanwhile"));
+        }
+        Ok(Some(Entry { directory: self.directory.clone(), name: self.name.clone(), stat }))
     }
 
     /// Where a [`EntryKind::Symlink`] points, verbatim.
@@ -791,6 +817,15 @@ mod tests {
         for entry in &entries[..3] {
             entry.open().unwrap_err();
         }
+        let again = |at: usize| entries[at].look_again().unwrap();
+        assert_eq!(again(0).unwrap().open().unwrap().size, 5);
+        assert_eq!(again(1).unwrap().kind(), EntryKind::Symlink);
+        assert_eq!(again(2).unwrap().kind(), EntryKind::Fifo);
+        assert!(again(3).is_none(), "it is as it was");
+        fs::remove_file(temp.at("c")).unwrap();
+        assert_eq!(entries[2].look_again().unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::create_dir(temp.at("c")).unwrap();
+        assert!(entries[2].look_again().is_err(), "its turn in the walk is over");
         let open = entries[3].open().unwrap();
         assert_eq!((open.size, open.has_changed().unwrap()), (1, false));
         fs::write(temp.at("d"), "longer").unwrap();
