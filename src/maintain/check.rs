@@ -1,27 +1,36 @@
-//! Verifying a repository: nothing is changed, everything wrong is named.
+//! Verifying a repository: nothing is changed, everything wrong is named, and with it the paths that it takes down.
 //!
-//! The structure check follows every snapshot to every blob; reading data decodes packs and compares each blob with its
-//! id; the keyless check compares objects with their names, which anyone who can read the store may do.
+//! The structure check follows every snapshot to every blob and refuses what any reader would refuse (see `trees`);
+//! reading data decodes packs and compares each blob with its id, and each pack's own table with what the index says; the
+//! keyless check compares objects with their names, which anyone who can read the store may do.
 
-use std::collections::{HashMap, HashSet};
+#[cfg(test)]
+mod tests;
+mod trees;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 
 use crate::backend::{Backend, ObjectKind, ObjectName};
-use crate::browse;
-use crate::format::content::Part;
-use crate::format::index::PackedBlob;
+use crate::format::index::{PackedBlob, encode_blobs};
 use crate::format::limits::PACK_LEN_MAX;
-use crate::format::object::Config;
-use crate::format::tree::{Kind, Tree};
-use crate::id::{BlobId, BlobKind, ObjectId};
+use crate::format::object::{CONFIG_LEN_MAX, Config};
+use crate::format::tree::Kind;
+use crate::id::{BlobId, ContentHash, ObjectId};
 use crate::pool::{Pool, Urgency, cores};
 use crate::progress::Progress;
 use crate::repo::{Error, Repository, Result};
 
+use trees::Trees;
+
 /// Problems that are told; more are only counted by one last line.
 const PROBLEMS_MAX: usize = 10_000;
+/// Paths that are told of each problem; more are only counted.
+const PATHS_MAX: usize = 10;
+/// Blobs that are remembered as lost, to say which paths go with them; of more, each is a problem of its own.
+const SUSPECTS_MAX: usize = 1 << 20;
 
 /// Which packs to read.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,11 +48,22 @@ pub enum Subset {
     Bytes(u64),
 }
 
+/// Something that is wrong, and what goes with it.
+#[derive(Clone, Debug, Default)]
+pub struct Problem {
+    /// What is wrong, naming its object.
+    pub what: String,
+    /// Snapshot and path of the first files and directories that cannot be read whole because of it.
+    pub paths: Vec<Vec<u8>>,
+    /// How many more there are.
+    pub paths_more: u64,
+}
+
 /// What a check found.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// What is wrong, each naming its object.
-    pub problems: Vec<String>,
+    /// What is wrong, each thing once.
+    pub problems: Vec<Problem>,
     /// What is worth knowing but not wrong.
     pub notes: Vec<String>,
     /// Snapshots checked.
@@ -52,22 +72,72 @@ pub struct Report {
     pub trees: u64,
     /// Blobs that an index names.
     pub blobs: u64,
-    /// Packs that an index names.
+    /// Packs that an index names, or that are stored if there is no key to read an index with.
     pub packs: u64,
     /// Packs read whole.
     pub packs_read: u64,
+    /// Objects read whole, packs among them.
+    pub objects_read: u64,
     /// Bytes of them.
     pub bytes_read: u64,
 }
 
 impl Report {
-    fn problem(&mut self, text: impl ToString) {
-        match self.problems.len().cmp(&PROBLEMS_MAX) {
-            std::cmp::Ordering::Less => self.problems.push(text.to_string()),
-            std::cmp::Ordering::Equal => self.problems.push("more problems were found and are not listed".to_owned()),
-            std::cmp::Ordering::Greater => {}
+    /// Adds a problem; returns its number.
+    fn problem(&mut self, what: impl ToString) -> usize {
+        let what = match self.problems.len() {
+            ..PROBLEMS_MAX => what.to_string(),
+            PROBLEMS_MAX => "more problems were found and are not listed".to_owned(),
+            _ => return PROBLEMS_MAX,
+        };
+        self.problems.push(Problem { what, ..Problem::default() });
+        self.problems.len() - 1
+    }
+
+    /// Says that `path` of `snapshot` goes with a problem.
+    fn path(&mut self, problem: usize, snapshot: &ObjectId, path: &[u8]) {
+        let problem = &mut self.problems[problem];
+        if problem.paths.len() < PATHS_MAX {
+            let path = if path.is_empty() { b"/" } else { path };
+            problem.paths.push([snapshot.short().as_bytes(), b":", path].concat());
+        } else {
+            problem.paths_more += 1;
         }
     }
+}
+
+/// Blobs that are known to be lost before trees are looked at, each with the number of its problem.
+#[derive(Default)]
+struct Suspects {
+    blobs: HashMap<BlobId, usize>,
+    /// The pack that the problem is about, where other packs may still hold the blob.
+    packs: HashMap<usize, ObjectId>,
+}
+
+impl Suspects {
+    fn add(&mut self, problem: usize, blobs: impl Iterator<Item = BlobId>) {
+        for id in blobs.take(SUSPECTS_MAX.saturating_sub(self.blobs.len())) {
+            self.blobs.insert(id, problem);
+        }
+    }
+}
+
+/// What the index objects say of a pack.
+struct Indexed {
+    /// Stored length in bytes.
+    len: u64,
+    /// The index object that was first to name it.
+    by: ObjectId,
+    /// Hash of its table of blobs, as that index has it.
+    table: [u8; 32],
+}
+
+type Packs = HashMap<ObjectId, Indexed>;
+
+fn hash_of(blobs: &[PackedBlob]) -> [u8; 32] {
+    let mut table = Vec::new();
+    encode_blobs(blobs, &mut table);
+    *blake3::hash(&table).as_bytes()
 }
 
 /// Checks the structure, and packs as `read` says. An error means that the check itself could not go on.
@@ -80,38 +150,38 @@ pub fn run(repo: &Arc<Repository>, read: Option<Subset>, progress: &Arc<Progress
     repo.backend().list(ObjectKind::Pack, &mut |found| {
         stored.insert(found.id, found.len);
     })?;
-    let indexed = check_index(repo, &stored, &mut report)?;
+    let mut suspects = Suspects::default();
+    let indexed = check_index(repo, &stored, &mut suspects, &mut report)?;
     let unindexed = stored.keys().filter(|id| !indexed.contains_key(id)).count();
     if unindexed > 0 {
         report.notes.push(format!(
             "{unindexed} packs are in no index: left by interrupted backups, or being written right now; they do no harm"
         ));
     }
-    let snapshots = check_snapshots(repo, &mut report)?;
-    // Packs may have been listed before the newest snapshots were written; only what is missing now is wrong.
-    repo.backend().list(ObjectKind::Pack, &mut |found| {
-        stored.insert(found.id, found.len);
-    })?;
-    let mut trees = Trees { repo, stored: &stored, seen: HashSet::new(), report: &mut report, progress };
-    for (id, root) in snapshots {
-        if progress.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
-        trees.check(&id, root)?;
-    }
     if let Some(subset) = read {
-        read_packs(repo, &indexed, &stored, subset, &mut report, progress)?;
+        read_packs(repo, &indexed, &stored, subset, &mut suspects, &mut report, progress)?;
+    }
+    let snapshots = check_snapshots(repo, &mut report)?;
+    // Packs may have been listed before the newest snapshots were written; only what is missing now is wrong. What else
+    // holds a blob of a lost pack, readers find.
+    repo.hide_lost_packs()?;
+    let mut trees = Trees::new(repo, &suspects, &mut report, progress);
+    for (id, root, entries) in snapshots {
+        trees.check(id, root, entries)?;
     }
     Ok(report)
 }
 
-type Indexed = HashMap<ObjectId, u64>;
-
-/// Loads every index object; each pack they name must be stored with its length.
-fn check_index(repo: &Repository, stored: &HashMap<ObjectId, u64>, report: &mut Report) -> Result<Indexed> {
-    let mut indexed = Indexed::new();
-    for id in repo.index_ids()? {
-        let packs = match repo.index_object(&id) {
+/// Loads every index object; each pack they name must be stored with its length, and they must agree about it.
+fn check_index(
+    repo: &Repository,
+    stored: &HashMap<ObjectId, u64>,
+    suspects: &mut Suspects,
+    report: &mut Report,
+) -> Result<Packs> {
+    let mut indexed = Packs::new();
+    for by in repo.index_ids()? {
+        let packs = match repo.index_object(&by) {
             Ok(packs) => packs,
             Err(error) => {
                 report.problem(error);
@@ -119,36 +189,49 @@ fn check_index(repo: &Repository, stored: &HashMap<ObjectId, u64>, report: &mut 
             }
         };
         for pack in packs {
-            if indexed.insert(pack.id, pack.len).is_some() {
+            let name = ObjectName::new(ObjectKind::Pack, pack.id);
+            let table = hash_of(&pack.blobs);
+            if let Some(known) = indexed.get(&pack.id) {
+                if (known.len, known.table) != (pack.len, table) {
+                    let (one, other) = (known.by, ObjectName::new(ObjectKind::Index, by));
+                    let one = ObjectName::new(ObjectKind::Index, one);
+                    report.problem(format!("{one} and {other} say different things of {name}"));
+                }
                 continue;
             }
+            indexed.insert(pack.id, Indexed { len: pack.len, by, table });
             report.packs += 1;
             report.blobs += pack.blobs.len() as u64;
-            let name = ObjectName::new(ObjectKind::Pack, pack.id);
-            match stored.get(&pack.id) {
+            // The packs were listed first, and the listing of a distributed store may lag: one that another host has
+            // stored since is asked for itself.
+            let found = stored.get(&pack.id).copied().or_else(|| repo.backend().len(name).ok());
+            let problem = match found {
                 None => report.problem(format!("{name} is missing, and {} blobs with it", pack.blobs.len())),
-                Some(len) if *len != pack.len => {
-                    report.problem(format!("{name} has {len} bytes instead of {}", pack.len));
+                Some(len) if len != pack.len => {
+                    report.problem(format!("{name} is damaged: it has {len} bytes instead of {}", pack.len))
                 }
-                Some(_) => {}
-            }
+                Some(_) => continue,
+            };
+            suspects.add(problem, pack.blobs.iter().map(|blob| blob.id));
         }
     }
     Ok(indexed)
 }
 
-/// Reads every snapshot; returns the trees at their roots.
-fn check_snapshots(repo: &Repository, report: &mut Report) -> Result<Vec<(ObjectId, BlobId)>> {
+/// Reads every snapshot; returns the trees at their roots and how many entries are to be below them.
+fn check_snapshots(repo: &Repository, report: &mut Report) -> Result<Vec<(ObjectId, BlobId, u64)>> {
     let mut roots = Vec::new();
     for id in repo.snapshot_ids()? {
         match repo.snapshot(&id) {
             Ok(snapshot) => {
                 report.snapshots += 1;
-                if let Kind::Directory { tree, .. } = snapshot.root().kind {
-                    roots.push((id, tree));
+                if let Kind::Directory { tree, entries } = snapshot.root().kind {
+                    roots.push((id, tree, entries));
                 }
             }
-            Err(error) => report.problem(error),
+            Err(error) => {
+                report.problem(error);
+            }
         }
     }
     // A snapshot may have been written after the index was loaded.
@@ -156,93 +239,7 @@ fn check_snapshots(repo: &Repository, report: &mut Report) -> Result<Vec<(Object
     Ok(roots)
 }
 
-/// Follows trees, each once however many snapshots share it.
-struct Trees<'a> {
-    repo: &'a Repository,
-    stored: &'a HashMap<ObjectId, u64>,
-    seen: HashSet<BlobId>,
-    report: &'a mut Report,
-    progress: &'a Progress,
-}
-
-impl Trees<'_> {
-    fn check(&mut self, snapshot: &ObjectId, root: BlobId) -> Result<()> {
-        let mut left = vec![(root, Vec::new())];
-        while let Some((tree, path)) = left.pop() {
-            if self.progress.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            if !self.seen.insert(tree) {
-                continue;
-            }
-            self.report.trees += 1;
-            self.progress.add(0);
-            if let Err(error) = self.tree(snapshot, &tree, &path, &mut left) {
-                self.problem(snapshot, &path, error);
-            }
-        }
-        Ok(())
-    }
-
-    fn problem(&mut self, snapshot: &ObjectId, path: &[u8], error: impl std::fmt::Display) {
-        let path = if path.is_empty() { "/".into() } else { String::from_utf8_lossy(path) };
-        self.report.problem(format!("snapshot {}, {path}: {error}", snapshot.short()));
-    }
-
-    fn tree(
-        &mut self,
-        snapshot: &ObjectId,
-        tree: &BlobId,
-        path: &[u8],
-        left: &mut Vec<(BlobId, Vec<u8>)>,
-    ) -> Result<()> {
-        let blob = self.repo.blob(BlobKind::Tree, tree)?;
-        let decoded = Tree::decode(&blob).map_err(|error| Error::decode(format!("tree {tree}"), error))?;
-        let leaf = match decoded {
-            Tree::Index(pages) => {
-                left.extend(pages.iter().rev().map(|page| (page.id, path.to_vec())));
-                return Ok(());
-            }
-            Tree::Leaf(leaf) => leaf,
-        };
-        for node in leaf.nodes() {
-            let path = || [path, b"/", node.name].concat();
-            match node.kind {
-                Kind::Directory { tree, .. } => left.push((tree, path())),
-                Kind::File { size, content } => {
-                    for part in browse::parts(self.repo, size, content) {
-                        let checked = part.and_then(|(_, part)| self.part(&part));
-                        if let Err(error) = checked {
-                            self.problem(snapshot, &path(), error);
-                            break;
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// A data blob must be in an index, and its pack in the store.
-    fn part(&self, part: &Part) -> Result<()> {
-        let Part::Data { id, len } = part else { return Ok(()) };
-        let missing = || Error::MissingBlob { kind: BlobKind::Data, id: *id, location: self.repo.location() };
-        let location = self.repo.locate(id).ok_or_else(missing)?;
-        let pack = self.repo.index().pack(location.pack).id;
-        if location.len != *len {
-            let what = format!("an index says {} bytes, its file {len}", location.len);
-            return Err(Error::Corrupt { object: format!("Data blob {id}"), what });
-        }
-        if !self.stored.contains_key(&pack) {
-            let object = ObjectName::new(ObjectKind::Pack, pack).to_string();
-            return Err(Error::Corrupt { object, what: "it is missing".to_owned() });
-        }
-        Ok(())
-    }
-}
-
-fn choose(indexed: &Indexed, subset: Subset) -> Vec<ObjectId> {
+fn choose(indexed: &Packs, subset: Subset) -> Vec<ObjectId> {
     let mut ids: Vec<ObjectId> = indexed.keys().copied().collect();
     ids.sort();
     let number = |id: &ObjectId| u32::from_le_bytes(id.0[..4].try_into().expect("four bytes"));
@@ -262,7 +259,7 @@ fn choose(indexed: &Indexed, subset: Subset) -> Vec<ObjectId> {
             .iter()
             .take_while(|id| {
                 let before = bytes;
-                bytes += indexed[id];
+                bytes += indexed[id].len;
                 before < most
             })
             .count(),
@@ -272,34 +269,43 @@ fn choose(indexed: &Indexed, subset: Subset) -> Vec<ObjectId> {
     ids
 }
 
+/// Reads packs whole; a pack that is not stored with its length has been told of already.
 fn read_packs(
     repo: &Arc<Repository>,
-    indexed: &Indexed,
+    indexed: &Packs,
     stored: &HashMap<ObjectId, u64>,
     subset: Subset,
+    suspects: &mut Suspects,
     report: &mut Report,
     progress: &Arc<Progress>,
 ) -> Result<()> {
-    let ids: Vec<ObjectId> = choose(indexed, subset).into_iter().filter(|id| stored.contains_key(id)).collect();
-    progress.bytes_total.store(ids.iter().map(|id| indexed[id]).sum(), Ordering::Relaxed);
+    let mut ids = choose(indexed, subset);
+    ids.retain(|id| stored.get(id) == Some(&indexed[id].len));
+    progress.bytes_total.store(ids.iter().map(|id| indexed[id].len).sum(), Ordering::Relaxed);
     let system = |source| Error::System { op: "start threads", source };
     let pool = Pool::new("check", cores()).map_err(system)?;
     let expected = ids.len() as u64;
     let (results, receiver) = sync_channel(ids.len().max(1));
     for id in ids {
-        let (repo, results, progress, len) = (repo.clone(), results.clone(), progress.clone(), indexed[&id]);
+        let Indexed { len, by, table } = indexed[&id];
+        let (repo, results, progress) = (repo.clone(), results.clone(), progress.clone());
         pool.submit(Urgency::Normal, move || {
             if !progress.is_cancelled() {
-                let _ = results.send((len, verify_pack(&repo, &id)));
+                let _ = results.send((id, len, verify_pack(&repo, &id, &by, &table)));
                 progress.add(len);
             }
         });
     }
     drop(results);
-    for (len, problems) in receiver {
+    for (id, len, faults) in receiver {
         report.packs_read += 1;
+        report.objects_read += 1;
         report.bytes_read += len;
-        problems.into_iter().for_each(|problem| report.problem(problem));
+        for Fault { what, lost } in faults {
+            let problem = report.problem(what);
+            suspects.packs.insert(problem, id);
+            suspects.add(problem, lost.into_iter());
+        }
     }
     if progress.is_cancelled() {
         return Err(Error::Cancelled);
@@ -310,51 +316,114 @@ fn read_packs(
     Ok(())
 }
 
-/// Everything that is wrong with a pack: its bytes against its name, its blobs against their ids and the index.
-fn verify_pack(repo: &Repository, id: &ObjectId) -> Vec<String> {
+/// One thing that is wrong with a pack, and the blobs that cannot be read from it.
+struct Fault {
+    what: String,
+    lost: Vec<BlobId>,
+}
+
+/// What is wrong with a pack: at most its bytes, and what the index object `by` says of it.
+fn verify_pack(repo: &Repository, id: &ObjectId, by: &ObjectId, table: &[u8; 32]) -> Vec<Fault> {
     let name = ObjectName::new(ObjectKind::Pack, *id);
-    let mut problems = Vec::new();
+    // Loaded again, for few packs need it.
+    let indexed = || -> Vec<PackedBlob> {
+        let packs = repo.index_object(by).unwrap_or_default();
+        packs.into_iter().find(|pack| pack.id == *id).map(|pack| pack.blobs).unwrap_or_default()
+    };
+    let nothing_left = |what: String| {
+        let lost = indexed().iter().map(|blob| blob.id).collect();
+        vec![Fault { what, lost }]
+    };
     let stored = match repo.backend().get(name, PACK_LEN_MAX) {
         Ok(stored) => stored,
-        Err(error) => return vec![error.to_string()],
+        Err(error) => return nothing_left(error.to_string()),
     };
-    if ObjectId::of(&stored) != *id {
-        problems.push(format!("{name} is damaged: its bytes do not hash to its name"));
-    }
-    let mut check = |blob: &PackedBlob, plain: Result<&[u8]>| {
+    let mut own: Vec<PackedBlob> = Vec::new();
+    let mut lost = Vec::new();
+    let mut first = String::new();
+    let read = repo.for_each_blob(name, &stored, &mut |blob, plain| {
+        own.push(*blob);
         let what = match plain {
-            Ok(plain) if repo.blob_id(blob.kind, &crate::id::ContentHash::of(plain)) == blob.id => {
-                if repo.locate(&blob.id).is_some() {
-                    return;
-                }
-                "it is in no index".to_owned()
-            }
+            Ok(plain) if repo.blob_id(blob.kind, &ContentHash::of(plain)) == blob.id => return,
             Ok(_) => "it does not hash to its id".to_owned(),
             Err(error) => error.to_string(),
         };
-        problems.push(format!("{:?} blob {} in {name} is damaged: {what}", blob.kind, blob.id));
-    };
-    if let Err(error) = repo.for_each_blob(name, &stored, &mut check) {
-        problems.push(error.to_string());
+        if lost.is_empty() {
+            first = format!("{:?} blob {}: {what}", blob.kind, blob.id);
+        }
+        lost.push(blob.id);
+    });
+    if let Err(error) = read {
+        return nothing_left(error.to_string());
     }
-    problems
+    let mut faults = Vec::new();
+    if !lost.is_empty() {
+        let what = format!("{name} is damaged: {} of its {} blobs cannot be read: {first}", lost.len(), own.len());
+        faults.push(Fault { what, lost });
+    } else if ObjectId::of(&stored) != *id {
+        let what = format!("{name} is damaged: its bytes do not hash to its name, but all of its blobs can be read");
+        faults.push(Fault { what, lost });
+    }
+    if hash_of(&own) != *table {
+        faults.push(differences(&ObjectName::new(ObjectKind::Index, *by).to_string(), &name, &indexed(), &own));
+    } else if let Some(blob) = misplaced(repo, id, &own) {
+        let what = format!("the local index is wrong about {blob} in {name}: remove it with `bygone cache --clear`");
+        faults.push(Fault { what, lost: Vec::new() });
+    }
+    faults
+}
+
+/// Each blob with its offset.
+fn placed(blobs: &[PackedBlob]) -> impl Iterator<Item = (u64, PackedBlob)> {
+    blobs.iter().scan(0, |offset, blob| {
+        let at = *offset;
+        *offset += u64::from(blob.len);
+        Some((at, *blob))
+    })
+}
+
+/// How an index and a pack's own table differ: the first blob, and all that the index has in the wrong place.
+fn differences(index: &str, name: &ObjectName, indexed: &[PackedBlob], own: &[PackedBlob]) -> Fault {
+    let right: std::collections::HashSet<_> = placed(own).map(|(at, blob)| (at, blob.id, blob.len)).collect();
+    let wrong = placed(indexed).filter(|(at, blob)| !right.contains(&(*at, blob.id, blob.len)));
+    let lost = wrong.map(|(_, blob)| blob.id).collect();
+    let at = indexed.iter().zip(own).take_while(|(one, other)| one == other).count();
+    let show = |blobs| {
+        placed(blobs).nth(at).map_or("nothing".to_owned(), |(offset, PackedBlob { kind, id, len })| {
+            format!("{kind:?} blob {id}, {len} bytes at {offset}")
+        })
+    };
+    let what = format!("{index} is wrong about {name}: it says {}; in the pack is {}", show(indexed), show(own));
+    Fault { what, lost }
+}
+
+/// A blob of `own` for which a lookup leads to this pack, and there to another place.
+fn misplaced(repo: &Repository, id: &ObjectId, own: &[PackedBlob]) -> Option<BlobId> {
+    let found = |blob: &PackedBlob| {
+        let location = repo.locate(&blob.id)?;
+        (repo.index().pack(location.pack).id == *id).then_some((u64::from(location.offset), location.len))
+    };
+    // A pack may hold a blob twice.
+    let is_right =
+        |blob: &PackedBlob, place| placed(own).any(|(at, other)| other.id == blob.id && (at, other.len) == place);
+    placed(own).find_map(|(at, blob)| {
+        let place = found(&blob)?;
+        (place != (at, blob.len) && !is_right(&blob, place)).then_some(blob.id)
+    })
 }
 
 /// Compares every object with its name, which is the hash of its bytes. Needs no key.
 pub fn keyless(backend: &dyn Backend, progress: &Progress) -> Result<Report> {
     let mut report = Report::default();
-    for kind in ObjectKind::ALL {
+    let config = backend.get(ObjectName::config(), CONFIG_LEN_MAX)?;
+    if let Err(error) = Config::repository_id(&config) {
+        report.problem(Error::decode(ObjectName::config(), error));
+    }
+    report.objects_read += 1;
+    report.bytes_read += config.len() as u64;
+    for kind in [ObjectKind::Key, ObjectKind::Pack, ObjectKind::Index, ObjectKind::Snapshot] {
         let mut found = Vec::new();
-        match kind {
-            ObjectKind::Config => {
-                let stored = backend.get(ObjectName::config(), crate::format::object::CONFIG_LEN_MAX)?;
-                if let Err(error) = Config::repository_id(&stored) {
-                    report.problem(Error::decode(ObjectName::config(), error));
-                }
-                continue;
-            }
-            _ => backend.list(kind, &mut |listed| found.push(listed))?,
-        }
+        backend.list(kind, &mut |listed| found.push(listed))?;
         progress.bytes_total.fetch_add(found.iter().map(|listed| listed.len).sum(), Ordering::Relaxed);
         for listed in found {
             if progress.is_cancelled() {
@@ -363,15 +432,18 @@ pub fn keyless(backend: &dyn Backend, progress: &Progress) -> Result<Report> {
             let name = ObjectName::new(kind, listed.id);
             match backend.get(name, PACK_LEN_MAX) {
                 Ok(stored) if ObjectId::of(&stored) == listed.id => {}
-                Ok(_) => report.problem(format!("{name} is damaged: its bytes do not hash to its name")),
-                Err(error) => report.problem(error),
+                Ok(_) => _ = report.problem(format!("{name} is damaged: its bytes do not hash to its name")),
+                Err(error) => _ = report.problem(error),
             }
             match kind {
-                ObjectKind::Pack => report.packs += 1,
+                ObjectKind::Pack => {
+                    report.packs += 1;
+                    report.packs_read += 1;
+                }
                 ObjectKind::Snapshot => report.snapshots += 1,
                 _ => {}
             }
-            report.packs_read += 1;
+            report.objects_read += 1;
             report.bytes_read += listed.len;
             progress.add(listed.len);
         }
