@@ -6,6 +6,7 @@
 //! sleeping, because waking a thread costs more than answering most requests.
 
 pub mod mount;
+pub mod stats;
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -14,6 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -27,8 +29,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::format::tree::Time;
 use crate::pool::{Pool, Urgency, cores};
-use crate::vfs::{self, Attr, FileKind, Seek, Vfs, Wait};
+use crate::vfs::{self, Attr, FileKind, Prefill, Seek, Vfs, Wait};
 use mount::MountPoint;
+use stats::{Kind, STATS_XATTR, Stats};
 
 /// For what never changes.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -42,6 +45,10 @@ const BACKGROUND_MAX: u16 = 64;
 const READ_LEN_MAX: u32 = 1 << 20;
 /// Threads that wait for a remote store.
 const REMOTE_WORKERS: usize = 16;
+/// Threads that hand over what nobody has asked for yet, from a remote store.
+const REMOTE_PREFILLERS: usize = 8;
+/// Hand-overs that may wait at once; more are not worth it.
+const PREFILLS_MAX: usize = 32;
 
 /// How to mount.
 pub struct Options {
@@ -75,11 +82,18 @@ pub fn mount(vfs: Arc<Vfs>, directory: &Path, options: Options) -> mount::Result
     };
     let workers = if options.remote { REMOTE_WORKERS } else { cores() };
     let pool = Pool::new("mount", workers).map_err(failed("start threads for"))?;
-    let shared = Arc::new(Shared { vfs, on_error: options.on_error, notifier: OnceLock::new() });
+    let shared =
+        Arc::new(Shared { vfs, on_error: options.on_error, notifier: OnceLock::new(), stats: Stats::default() });
     let watch = Arc::new(OnceLock::new());
+    let prefillers = if options.remote { REMOTE_PREFILLERS } else { cores() };
+    let prefill = Prefiller {
+        pool: Pool::new("prefill", prefillers).map_err(failed("start threads for"))?,
+        waiting: Arc::new(AtomicUsize::new(0)),
+    };
     let adapter = Adapter {
         shared: shared.clone(),
         pool,
+        prefill,
         watch: watch.clone(),
         remote: options.remote,
         allow_other: options.allow_other,
@@ -116,16 +130,42 @@ struct Shared {
     vfs: Arc<Vfs>,
     on_error: Box<dyn Fn(&vfs::Error) + Send + Sync>,
     notifier: OnceLock<Notifier>,
+    stats: Stats,
 }
 
 struct Adapter {
     shared: Arc<Shared>,
     pool: Pool,
+    prefill: Prefiller,
     watch: Arc<OnceLock<Watch>>,
     remote: bool,
     allow_other: bool,
     no_open: bool,
     no_opendir: bool,
+}
+
+/// Fills the kernel's page cache ahead of readers, never on the session thread: the kernel makes it wait for pages that
+/// are being read, which only the session thread can end.
+struct Prefiller {
+    pool: Pool,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Prefiller {
+    fn submit(&self, shared: &Arc<Shared>, what: Prefill) {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= PREFILLS_MAX {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        let (shared, waiting) = (shared.clone(), self.waiting.clone());
+        self.pool.submit(Urgency::Normal, move || {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            let Some(notifier) = shared.notifier.get() else { return };
+            shared
+                .vfs
+                .prefill(&what, &mut |number, offset, bytes| notifier.store(INodeNo(number), offset, bytes).is_ok());
+        });
+    }
 }
 
 /// Watches the device for requests.
@@ -233,15 +273,21 @@ trait Work<R>: Fn(&Vfs, Wait, &mut Option<R>) -> vfs::Result<()> {}
 impl<R, F: Fn(&Vfs, Wait, &mut Option<R>) -> vfs::Result<()>> Work<R> for F {}
 
 impl Shared {
-    /// Does the work; gives the reply back if it would have waited.
-    fn attempt<R: Fail>(&self, wait: Wait, reply: R, work: &impl Work<R>) -> Option<R> {
+    /// Does the work of a request that came at `came`; gives the reply back if it would have waited.
+    fn attempt<R: Fail>(&self, kind: Kind, came: Instant, wait: Wait, reply: R, work: &impl Work<R>) -> Option<R> {
         let mut reply = Some(reply);
         // A panic drops the reply, and fuser answers a dropped one with EIO.
         let result = catch_unwind(AssertUnwindSafe(|| work(&self.vfs, wait, &mut reply)));
+        let answered = |failed| self.stats.answered(kind, came.elapsed(), wait == Wait::Yes, failed);
         match result.ok()? {
-            Ok(()) => None,
+            Ok(()) => {
+                answered(false);
+                None
+            }
             Err(vfs::Error::WouldBlock) if wait == Wait::No => reply,
             Err(error) => {
+                // A name or attribute that is not there is an answer, too.
+                answered(matches!(error, vfs::Error::Repository(_)));
                 if matches!(error, vfs::Error::Repository(_)) {
                     (self.on_error)(&error);
                 }
@@ -268,10 +314,16 @@ impl Shared {
 }
 
 impl Adapter {
-    /// Answers a request about the inode `number`.
-    fn serve<R: Fail>(&self, number: INodeNo, reply: R, work: impl Work<R> + Send + 'static) {
+    /// Answers a request about the inode `number`, and watches for the next one.
+    fn serve<R: Fail>(&self, kind: Kind, number: INodeNo, reply: R, work: impl Work<R> + Send + 'static) {
+        self.answer(kind, number, reply, work);
+        self.rest();
+    }
+
+    fn answer<R: Fail>(&self, kind: Kind, number: INodeNo, reply: R, work: impl Work<R> + Send + 'static) {
+        let came = Instant::now();
         let stale = self.shared.vfs.is_stale(number.0);
-        let unanswered = if stale { Some(reply) } else { self.shared.attempt(Wait::No, reply, &work) };
+        let unanswered = if stale { Some(reply) } else { self.shared.attempt(kind, came, Wait::No, reply, &work) };
         if let Some(reply) = unanswered {
             if stale || self.remote || self.watch.get().is_none_or(Watch::is_pending) {
                 let shared = self.shared.clone();
@@ -279,13 +331,12 @@ impl Adapter {
                     if stale {
                         shared.refresh();
                     }
-                    shared.attempt(Wait::Yes, reply, &work);
+                    shared.attempt(kind, came, Wait::Yes, reply, &work);
                 });
             } else {
-                self.shared.attempt(Wait::Yes, reply, &work);
+                self.shared.attempt(kind, came, Wait::Yes, reply, &work);
             }
         }
-        self.rest();
     }
 
     fn rest(&self) {
@@ -404,7 +455,7 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.as_bytes().to_vec();
-        self.serve(parent, reply, move |vfs, wait, reply: &mut Option<ReplyEntry>| {
+        self.serve(Kind::Lookup, parent, reply, move |vfs, wait, reply: &mut Option<ReplyEntry>| {
             let (attr, lifetime) = match vfs.lookup(parent.0, &name, wait) {
                 Ok(attr) => (file_attr(&attr), lifetime(&attr)),
                 Err(vfs::Error::NotFound) if vfs.is_lasting(parent.0) => (no_entry(), &FOR_EVER),
@@ -421,7 +472,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.serve(number, reply, move |vfs, wait, reply: &mut Option<ReplyAttr>| {
+        self.serve(Kind::Attr, number, reply, move |vfs, wait, reply: &mut Option<ReplyAttr>| {
             let attr = vfs.attr(number.0, wait)?;
             reply.take().into_iter().for_each(|reply| reply.attr(lifetime(&attr), &file_attr(&attr)));
             Ok(())
@@ -429,7 +480,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
-        self.serve(number, reply, move |vfs, wait, reply: &mut Option<ReplyData>| {
+        self.serve(Kind::Link, number, reply, move |vfs, wait, reply: &mut Option<ReplyData>| {
             let target = vfs.link_target(number.0, wait)?;
             reply.take().into_iter().for_each(|reply| reply.data(&target));
             Ok(())
@@ -462,21 +513,30 @@ impl Filesystem for Adapter {
         _: FileHandle,
         offset: u64,
         len: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let len = len.min(READ_LEN_MAX) as usize;
-        self.serve(number, reply, move |vfs, wait, reply: &mut Option<ReplyData>| {
+        let shared = self.shared.clone();
+        self.answer(Kind::Read, number, reply, move |vfs, wait, reply: &mut Option<ReplyData>| {
             READ_BUFFER.with_borrow_mut(|buffer| {
                 if buffer.len() < len {
                     buffer.resize(len, 0);
                 }
                 let len = vfs.read(number.0, offset, &mut buffer[..len], wait)?;
+                shared.stats.read(len);
                 reply.take().into_iter().for_each(|reply| reply.data(&buffer[..len]));
                 Ok(())
             })
         });
+        // Whoever reads past the page cache has no use for it.
+        if flags.0 & libc::O_DIRECT == 0
+            && let Some(what) = self.shared.vfs.prefill_after(number.0, offset, len)
+        {
+            self.prefill.submit(&self.shared, what);
+        }
+        self.rest();
     }
 
     fn lseek(&self, _: &Request, number: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -486,7 +546,7 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        self.serve(number, reply, move |vfs, wait, reply: &mut Option<ReplyLseek>| {
+        self.serve(Kind::Seek, number, reply, move |vfs, wait, reply: &mut Option<ReplyLseek>| {
             let found = vfs.seek(number.0, offset, what, wait)?;
             reply.take().into_iter().for_each(|reply| reply.offset(found as i64));
             Ok(())
@@ -494,7 +554,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.serve(number, reply, move |vfs, wait, slot: &mut Option<ReplyDirectory>| {
+        self.serve(Kind::List, number, reply, move |vfs, wait, slot: &mut Option<ReplyDirectory>| {
             let Some(reply) = slot else { return Ok(()) };
             vfs.list(number.0, offset, false, wait, &mut |listed| {
                 let name = OsStr::from_bytes(listed.name);
@@ -506,7 +566,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        self.serve(number, reply, move |vfs, wait, slot: &mut Option<ReplyDirectoryPlus>| {
+        self.serve(Kind::List, number, reply, move |vfs, wait, slot: &mut Option<ReplyDirectoryPlus>| {
             let Some(reply) = slot else { return Ok(()) };
             vfs.list(number.0, offset, true, wait, &mut |listed| {
                 let attr = file_attr(&listed.attr);
@@ -525,8 +585,13 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, room: u32, reply: ReplyXattr) {
+        if number.0 == vfs::ROOT && name.as_bytes() == STATS_XATTR {
+            let json = self.shared.stats.to_json(self.shared.vfs.read_counts());
+            send_xattr(&mut Some(reply), json.as_bytes(), room);
+            return self.rest();
+        }
         let name = name.as_bytes().to_vec();
-        self.serve(number, reply, move |vfs, wait, reply: &mut Option<ReplyXattr>| {
+        self.serve(Kind::Xattr, number, reply, move |vfs, wait, reply: &mut Option<ReplyXattr>| {
             let value = vfs.xattr(number.0, &name, wait)?;
             send_xattr(reply, &value, room);
             Ok(())
@@ -534,7 +599,7 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, _: &Request, number: INodeNo, room: u32, reply: ReplyXattr) {
-        self.serve(number, reply, move |vfs, wait, reply: &mut Option<ReplyXattr>| {
+        self.serve(Kind::Xattr, number, reply, move |vfs, wait, reply: &mut Option<ReplyXattr>| {
             let names = vfs.xattr_names(number.0, wait)?;
             send_xattr(reply, &names, room);
             Ok(())

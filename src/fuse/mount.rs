@@ -53,11 +53,19 @@ pub enum Error {
     #[error("`{0}` is not a directory")]
     NotDirectory(PathBuf),
     /// There is one already.
-    #[error("`{0}` is a mount of bygone already")]
+    #[error("`{0}` is a mount of bygone already: use it, or end it with `bygone umount {0}`")]
     Mounted(PathBuf),
     /// A mount of ours was expected.
     #[error("`{0}` is not a mount of bygone")]
     NotOurs(PathBuf),
+    /// It is in use.
+    #[error("`{path}` is in use{by}: end that first, or take the mount out of sight with `bygone umount --lazy`")]
+    Busy {
+        /// The mount.
+        path: PathBuf,
+        /// By whom, for the message.
+        by: String,
+    },
     /// The system refused.
     #[error("cannot {op} `{path}`")]
     System {
@@ -218,6 +226,7 @@ fn detach(path: &Path, lazily: bool) -> Result<()> {
             let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
             return rustix::mount::unmount(path, flags).map_err(|errno| system(errno.into()));
         }
+        Err(Errno::BUSY) => return Err(busy(path)),
         Err(Errno::PERM) if !rustix::process::geteuid().is_root() => {}
         Err(errno) => return Err(system(errno.into())),
     }
@@ -231,8 +240,34 @@ fn detach(path: &Path, lazily: bool) -> Result<()> {
         return Ok(());
     }
     let message = String::from_utf8_lossy(&output.stderr);
+    if message.contains("busy") {
+        return Err(busy(path));
+    }
     let message = message.trim().trim_start_matches(FUSERMOUNT).trim_start_matches(':').trim();
     Err(Error::Fusermount(message.replace('\n', "; ")))
+}
+
+/// Processes that are named at most.
+const HOLDERS_MAX: usize = 5;
+
+/// The error that the mount at `path` is in use, with the processes that hold it as far as this user may see them.
+fn busy(path: &Path) -> Error {
+    let holds = |process: &Path| {
+        let links = ["cwd", "root"].map(|name| process.join(name));
+        let open = fs::read_dir(process.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
+        // Only the links are read: what they lead to may hang.
+        open.chain(links).any(|link| fs::read_link(link).is_ok_and(|target| target.starts_with(path)))
+    };
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        holds(&entry.path()).then(|| {
+            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            format!("{} (process {pid})", name.trim())
+        })
+    });
+    let holders: Vec<String> = processes.take(HOLDERS_MAX).collect();
+    let by = if holders.is_empty() { String::new() } else { format!(" by {}", holders.join(", ")) };
+    Error::Busy { path: path.to_owned(), by }
 }
 
 /// The device number of the topmost mount at `path` if it is one of ours. The directory itself is not touched: its

@@ -50,7 +50,7 @@ impl Directory {
     /// Decodes the tree blob `stored`, which must hold `ranks` ranks.
     pub fn decode(stored: &[u8], ranks: u64) -> Result<Directory, DecodeError> {
         let bytes: Box<[u8]> = stored.into();
-        let wrong = |what| DecodeError { what, offset: 0 };
+        let wrong = |what| DecodeError::new(what, 0);
         let (table, sum) = match Tree::decode(&bytes)? {
             Tree::Leaf(leaf) => {
                 let origin = bytes.as_ptr() as usize;

@@ -9,10 +9,12 @@ mod content;
 mod directory;
 mod inode;
 mod layout;
+mod prefill;
 mod readahead;
 mod template;
 
 pub use inode::ROOT;
+pub use prefill::{Prefill, Take};
 pub use template::{PATH_TEMPLATES, TIME_TEMPLATE, TemplateError, Templates};
 
 use std::collections::{HashMap, HashSet, hash_map};
@@ -25,6 +27,7 @@ use crate::format::snapshot::Snapshot;
 use crate::format::tree::{Base, Kind, Metadata, Node, Time};
 use crate::id::{BlobId, BlobKind, ContentHash, ObjectId};
 use crate::pool::cores;
+use crate::repo::reader::ReadCounts;
 use crate::repo::{self, Blob, Repository};
 
 use cache::Cache;
@@ -226,6 +229,7 @@ pub struct Vfs {
     files: Cache<u64, Arc<File>>,
     lists: Arc<Lists>,
     ahead: ReadAhead,
+    prefills: prefill::Prefills,
     links: Mutex<HashMap<u64, Link>>,
     /// The root, if it is a directory of a snapshot.
     root: Option<NodeAt>,
@@ -300,6 +304,7 @@ impl Vfs {
             lists: Arc::new(Lists::new(LIST_CACHE_LEN)),
             ahead: ReadAhead::new(repo.clone(), options.ahead_threads)
                 .map_err(|source| repo::Error::System { op: "start threads", source })?,
+            prefills: prefill::Prefills::default(),
             links: Mutex::default(),
             state: RwLock::default(),
             known: Mutex::default(),
@@ -310,6 +315,11 @@ impl Vfs {
         vfs.reload(&mut vfs.known.lock().expect("no panic while held"))?;
         vfs.root = vfs.find_root()?;
         Ok(vfs)
+    }
+
+    /// What reading from the repository has cost so far.
+    pub fn read_counts(&self) -> ReadCounts {
+        self.repo.read_counts()
     }
 
     /// Whether the inode belongs to the views and the list of snapshots is old enough to be read again first.
@@ -349,19 +359,17 @@ impl Vfs {
         }
         let View::Snapshots(templates) = &self.options.view else { unreachable!("the other view is done") };
         let ids = self.repo.snapshot_ids()?;
-        let mut new = Vec::new();
-        for id in ids.iter().filter(|id| !known.snapshots.contains_key(id)) {
-            new.push((*id, self.repo.snapshot(id)?));
-        }
+        let unknown: Vec<_> = ids.iter().filter(|id| !known.snapshots.contains_key(id)).copied().collect();
+        let new = self.repo.read_snapshots(&unknown)?;
         if !new.is_empty() && known.at.is_some() {
             // Before any new snapshot is shown, so that its blobs are found.
             self.repo.refresh()?;
         }
-        if new.is_empty() && ids.len() == known.snapshots.len() && known.at.is_some() {
+        let ids: HashSet<ObjectId> = ids.into_iter().collect();
+        if new.is_empty() && known.at.is_some() && known.snapshots.keys().all(|id| ids.contains(id)) {
             known.at = Some(Instant::now());
             return Ok(());
         }
-        let ids: HashSet<ObjectId> = ids.into_iter().collect();
         known.snapshots.retain(|id, _| ids.contains(id));
         known.snapshots.extend(new);
         let mut shown: Vec<_> = known.snapshots.iter().filter(|(id, s)| (self.options.filter)(id, s)).collect();
@@ -735,7 +743,7 @@ impl Vfs {
     fn page(&self, id: BlobId, ranks: u32, wait: Wait) -> Result<Arc<Directory>> {
         let leaf = self.directory(id, u64::from(ranks), wait)?;
         if leaf.is_paged() {
-            return Err(Error::corrupt("directory page", id, DecodeError { what: "page within a page", offset: 0 }));
+            return Err(Error::corrupt("directory page", id, DecodeError::new("page within a page", 0)));
         }
         Ok(leaf)
     }

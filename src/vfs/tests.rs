@@ -430,3 +430,86 @@ fn a_new_snapshot_appears_and_a_removed_one_stays_for_whoever_is_inside() {
     assert!(matches!(walk(&vfs, "times/1"), Err(Error::NotFound)));
     assert_eq!(read(&vfs, inside, 0, 9), b"1");
 }
+
+/// What a prefill hands over: inode number, offset, bytes.
+fn handed_over(vfs: &Vfs, what: &Prefill) -> Vec<(u64, u64, Vec<u8>)> {
+    let mut all = Vec::new();
+    vfs.prefill(what, &mut |number, offset, bytes| {
+        all.push((number, offset, bytes.to_vec()));
+        true
+    });
+    all
+}
+
+#[test]
+fn whoever_reads_small_files_in_order_is_given_the_next_ones() {
+    let mut store = Store::new();
+    let names: Vec<String> = (0..20).map(|n| format!("f{n:02}")).collect();
+    let bytes = |n: usize| vec![n as u8; 600 + n];
+    let nodes: Vec<Node<'_>> = (0..20)
+        .map(|n| {
+            let size = bytes(n).len() as u64;
+            let hash = ContentHash::of(&bytes(n));
+            // One is missing from the repository: it is passed over, and the others come.
+            if n != 5 {
+                store.put(BlobKind::Data, &bytes(n));
+            }
+            node(names[n].as_bytes(), Kind::File { size, content: Content::Whole(hash) })
+        })
+        .collect();
+    let root = leaf(&mut store, &nodes);
+    let id = store.commit(1, root);
+    let vfs = store.subtree(id, &[]).unwrap();
+    let numbers: Vec<u64> = list(&vfs, ROOT, usize::MAX)[2..].iter().map(|(_, number)| *number).collect();
+    read(&vfs, numbers[0], 0, 4096);
+    assert_eq!(vfs.prefill_after(numbers[0], 0, 4096), None, "one file is not an order");
+    read(&vfs, numbers[1], 0, 4096);
+    let what = vfs.prefill_after(numbers[1], 0, 4096).expect("two files in order");
+    let handed = handed_over(&vfs, &what);
+    // The window is 2..=9; number 6, in its middle, is left out and tells when the reader comes there.
+    let expected: Vec<_> = [2, 3, 4, 7, 8, 9].map(|n| (numbers[n], 0, bytes(n))).to_vec();
+    assert_eq!(handed, expected);
+    assert_eq!(vfs.prefill_after(numbers[1], 100, 4096), None, "the middle of a small file");
+    read(&vfs, numbers[6], 0, 4096);
+    assert!(matches!(vfs.prefill_after(numbers[6], 0, 4096), Some(Prefill::Files { ranks, .. }) if ranks.start == 11));
+    let mut asked = 0;
+    vfs.prefill(&what, &mut |_, _, _| {
+        asked += 1;
+        false
+    });
+    assert_eq!(asked, 6, "what the kernel does not know is skipped");
+}
+
+#[test]
+fn a_read_in_the_middle_brings_along_what_was_decoded_with_it() {
+    let mut store = Store::new();
+    let noise: Vec<u8> = (0..400_000u32).map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[0]).collect();
+    let parts: Vec<Part> = noise
+        .chunks(30_000)
+        .map(|chunk| Part::Data { id: store.put(BlobKind::Data, chunk), len: chunk.len() as u32 })
+        .chain([Part::Hole { len: 1 << 20 }])
+        .collect();
+    let mut encoded = Vec::new();
+    parts.iter().for_each(|part| part.encode(&mut encoded));
+    let encoded: &'static [u8] = encoded.leak();
+    let size = noise.len() as u64 + (1 << 20);
+    let content = Content::Parts { hash: None, parts: Parts::new(parts.len(), encoded) };
+    let root = leaf(&mut store, &[node(b"f", Kind::File { size, content })]);
+    let id = store.commit(1, root);
+    let vfs = store.subtree(id, &[]).unwrap();
+    let number = walk(&vfs, "f").unwrap().inode;
+    read(&vfs, number, 200_704, 4096);
+    assert_eq!(vfs.prefill_after(number, 500_000, 4096), None, "a hole");
+    assert_eq!(vfs.prefill_after(number, 200_704, 1 << 17), None, "long reads are in order");
+    let what = vfs.prefill_after(number, 200_704, 4096).expect("data");
+    let handed = handed_over(&vfs, &what);
+    // The second segment: bytes 131,072 to 262,144 of the only pack, which begins with this file.
+    let [(inode, offset, bytes)] = &handed[..] else { panic!("{} pieces", handed.len()) };
+    assert_eq!((*inode, *offset, bytes.len()), (number, 131_072, 131_072));
+    assert!(bytes[..] == noise[131_072..262_144]);
+    assert_eq!(handed_over(&vfs, &what), [], "not again at once");
+    let last = Prefill::Around { number, offset: 399_999 };
+    let handed = handed_over(&vfs, &last);
+    let [(_, offset, bytes)] = &handed[..] else { panic!("{} pieces", handed.len()) };
+    assert_eq!((*offset, *offset as usize + bytes.len()), (393_216, 397_312), "whole pages before the hole");
+}

@@ -1,0 +1,304 @@
+//! What the kernel is given before anybody asks for it.
+//!
+//! A request costs more than the bytes that it asks for. So whoever reads small files in the order of the walk finds the
+//! next ones in the page cache already, and a read in the middle of a large file brings along what was decoded with it.
+//! Nothing tells whether such bytes were used; so one file in the middle of each window is left out, and the request for
+//! it tells that its reader has come so far. Failures are ignored: the reader meets them itself.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use crate::format::tree::Kind;
+use crate::index::{Location, PackNumber};
+
+use super::content::File;
+use super::inode::{Inode, NodeAt};
+use super::{PAGE_LEN, Vfs, Wait};
+
+/// Longest file that is handed over whole; the kernel's own read-ahead does well on longer ones.
+const FILE_LEN_MAX: u64 = 128 << 10;
+/// Longest read of a large file that counts as one in the middle: longer ones are read-ahead.
+const AROUND_LEN_MAX: usize = 64 << 10;
+/// Readers that are followed at once.
+const READERS_MAX: usize = 16;
+/// How far beyond what was handed over the next file may be: directories and links lie between, and what was skipped.
+const SLACK: u32 = 64;
+/// Nodes in the first window and in the longest one.
+const WINDOW_MIN: u32 = 8;
+const WINDOW_MAX: u32 = 512;
+/// Bytes of a window.
+const WINDOW_LEN_MAX: u64 = 4 << 20;
+/// Files in a row that the kernel does not know, after which it is not asked about more.
+const UNKNOWN_MAX: u32 = 16;
+/// Segments remembered as handed over, so that a reader past the page cache does not cost a copy a request.
+const SEGMENTS_KEPT: usize = 64;
+
+/// Bytes to hand over.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Prefill {
+    /// The small files among these nodes of a snapshot.
+    Files {
+        /// Which reader they are for.
+        reader: u64,
+        /// The place where the snapshot appears.
+        instance: u32,
+        /// Nodes, by their place in the walk.
+        ranks: Range<u32>,
+    },
+    /// What is stored with this byte of a large file.
+    Around {
+        /// The file's inode number.
+        number: u64,
+        /// The byte.
+        offset: u64,
+    },
+}
+
+/// Takes bytes for the page cache: inode number, offset, bytes. Returns false if the kernel does not know the inode.
+pub type Take<'t> = &'t mut dyn FnMut(u64, u64, &[u8]) -> bool;
+
+/// Whoever reads small files in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reader {
+    id: u64,
+    instance: u32,
+    /// The node after the last one read.
+    next: u32,
+    /// The node after the last one handed over.
+    until: u32,
+    window: u32,
+}
+
+/// What is known of readers.
+#[derive(Default)]
+pub(super) struct Prefills {
+    readers: Mutex<Readers>,
+    segments: Mutex<Vec<(u64, PackNumber, u32)>>,
+}
+
+#[derive(Default)]
+struct Readers {
+    /// The most recent last.
+    list: Vec<Reader>,
+    count: u64,
+}
+
+impl Readers {
+    /// The small file at `at` was read; returns for whom to hand over which nodes.
+    fn advance(&mut self, at: NodeAt) -> Option<(u64, Range<u32>)> {
+        let follows = |reader: &Reader| {
+            let expected = reader.next..=reader.until.saturating_add(SLACK);
+            reader.instance == at.instance && expected.contains(&at.rank)
+        };
+        let next = at.rank.saturating_add(1);
+        let Some(position) = self.list.iter().rposition(follows) else {
+            if self.list.len() == READERS_MAX {
+                self.list.remove(0);
+            }
+            self.count += 1;
+            self.list.push(Reader { id: self.count, instance: at.instance, next, until: next, window: 0 });
+            return None;
+        };
+        let mut reader = self.list.remove(position);
+        reader.next = next;
+        reader.until = reader.until.max(next);
+        let due = reader.until - reader.next <= reader.window / 2;
+        let mut ranks = reader.until..reader.until;
+        if due {
+            reader.window = (reader.window * 2).clamp(WINDOW_MIN, WINDOW_MAX);
+            reader.until = reader.next.saturating_add(reader.window);
+            ranks.end = reader.until;
+        }
+        self.list.push(reader);
+        (!ranks.is_empty()).then_some((reader.id, ranks))
+    }
+
+    /// Nodes from `rank` on were not handed over after all.
+    fn stopped(&mut self, id: u64, rank: u32) {
+        if let Some(reader) = self.list.iter_mut().find(|reader| reader.id == id) {
+            reader.until = reader.until.min(rank).max(reader.next);
+        }
+    }
+}
+
+impl Vfs {
+    /// What to hand over now that `len` bytes from `offset` of a file were read.
+    pub fn prefill_after(&self, number: u64, offset: u64, len: usize) -> Option<Prefill> {
+        let file = self.files.get(&number)?;
+        if file.size > FILE_LEN_MAX {
+            let is_stored =
+                || self.lists.extent_at(&self.repo, &file, offset, Wait::No).is_ok_and(|e| e.blob.is_some());
+            return (len <= AROUND_LEN_MAX && offset < file.size && is_stored())
+                .then_some(Prefill::Around { number, offset });
+        }
+        if offset != 0 {
+            return None;
+        }
+        let Inode::Node(at) = self.resolve(number).ok()? else { return None };
+        let mut readers = self.prefills.readers.lock().expect("no panic while held");
+        let (reader, ranks) = readers.advance(at)?;
+        Some(Prefill::Files { reader, instance: at.instance, ranks })
+    }
+
+    /// Hands over; waits for storage.
+    pub fn prefill(&self, what: &Prefill, take: Take<'_>) {
+        match what {
+            Prefill::Files { reader, instance, ranks } => {
+                let stop = self.prefill_files(*instance, ranks.clone(), take);
+                if stop < ranks.end {
+                    self.prefills.readers.lock().expect("no panic while held").stopped(*reader, stop);
+                }
+            }
+            Prefill::Around { number, offset } => {
+                let _ = self.prefill_around(*number, *offset, take);
+            }
+        }
+    }
+
+    /// Returns where it stopped.
+    fn prefill_files(&self, instance: u32, ranks: Range<u32>, take: Take<'_>) -> u32 {
+        let left_out = ranks.start + (ranks.end - ranks.start) / 2;
+        let mut left_one_out = false;
+        let mut unknown = 0;
+        let mut len = 0;
+        let mut bytes = vec![0; FILE_LEN_MAX as usize];
+        for rank in ranks.clone() {
+            let at = NodeAt { instance, rank };
+            let Ok(found) = self.find(at, Wait::Yes) else { return rank };
+            let node = found.node();
+            let size = match node.kind {
+                Kind::File { size, .. } if (1..=FILE_LEN_MAX).contains(&size) => size,
+                _ => continue,
+            };
+            if rank >= left_out && !left_one_out {
+                left_one_out = true;
+                continue;
+            }
+            let number = self.node_attr(at, &node).inode;
+            match self.read(number, 0, &mut bytes[..size as usize], Wait::Yes) {
+                Ok(read) if read as u64 == size => {}
+                // A name of a file with several that nobody has looked up yet, or damage.
+                _ => continue,
+            }
+            if take(number, 0, &bytes[..size as usize]) {
+                unknown = 0;
+            } else {
+                unknown += 1;
+            }
+            len += size;
+            if unknown == UNKNOWN_MAX || len > WINDOW_LEN_MAX {
+                return rank + 1;
+            }
+        }
+        ranks.end
+    }
+
+    fn prefill_around(&self, number: u64, offset: u64, take: Take<'_>) -> Option<()> {
+        let file = self.file(number, Wait::Yes).ok()?;
+        let (location, _) = self.place(&file, offset)?;
+        let segment = self.repo.segment_span(location.pack, location.offset).ok()?;
+        let key = (number, location.pack, segment.start);
+        {
+            let mut segments = self.prefills.segments.lock().expect("no panic while held");
+            if segments.contains(&key) {
+                return None;
+            }
+            if segments.len() == SEGMENTS_KEPT {
+                segments.remove(0);
+            }
+            segments.push(key);
+        }
+        let here = |location: &Location| location.pack == key.1 && segment.contains(&location.offset);
+        let mut end = offset;
+        while end < file.size {
+            let Some((location, rest)) = self.place(&file, end).filter(|(location, _)| here(location)) else { break };
+            end += rest.min(u64::from(segment.end - location.offset));
+        }
+        let mut start = offset;
+        while start > 0 {
+            let Some((last, _)) = self.place(&file, start - 1).filter(|(location, _)| here(location)) else { break };
+            // The blob begins this far before; its first byte may lie in the segment before this one.
+            let extent = self.lists.extent_at(&self.repo, &file, start - 1, Wait::Yes).ok()?;
+            let in_segment = u64::from(last.offset - segment.start) + 1;
+            start -= in_segment.min(start - extent.start);
+        }
+        let start = start.next_multiple_of(PAGE_LEN);
+        if end < file.size {
+            end -= end % PAGE_LEN;
+        }
+        if start < end {
+            let mut bytes = vec![0; (end - start) as usize];
+            let read = self.read(number, start, &mut bytes, Wait::Yes).ok()?;
+            take(number, start, &bytes[..read]);
+        }
+        Some(())
+    }
+
+    /// Where the byte at `offset` of a file is stored, and how many bytes of its blob follow from there on; `None` in a
+    /// hole.
+    fn place(&self, file: &File, offset: u64) -> Option<(Location, u64)> {
+        let extent = self.lists.extent_at(&self.repo, file, offset, Wait::Yes).ok()?;
+        let location = self.repo.locate(&extent.blob?)?;
+        let within = (offset - extent.start) as u32;
+        Some((Location { offset: location.offset.checked_add(within)?, ..location }, extent.end - offset))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(rank: u32) -> NodeAt {
+        NodeAt { instance: 7, rank }
+    }
+
+    #[test]
+    fn windows_grow_and_cover_each_file_once_while_a_reader_asks_only_for_what_was_left_out() {
+        let mut readers = Readers::default();
+        let mut covered = 0;
+        let mut rank = 0;
+        let mut requests = 0;
+        while rank < 10_000 {
+            requests += 1;
+            let Some((_, ranks)) = readers.advance(at(rank)) else {
+                rank += 1;
+                continue;
+            };
+            assert!(ranks.start >= covered, "handed over twice: {ranks:?} after {covered}");
+            assert!(ranks.len() <= WINDOW_MAX as usize);
+            covered = ranks.end;
+            rank = ranks.start + (ranks.end - ranks.start) / 2;
+        }
+        assert!(requests < 80, "{requests} requests for 10,000 files");
+    }
+
+    #[test]
+    fn a_reader_that_jumps_is_given_nothing() {
+        let mut readers = Readers::default();
+        for rank in (0..100_000).step_by(1000) {
+            assert_eq!(readers.advance(at(rank)), None);
+        }
+    }
+
+    #[test]
+    fn several_readers_are_told_apart() {
+        let mut readers = Readers::default();
+        for rank in 0..3 {
+            for reader in 0..4u32 {
+                let window = readers.advance(at(reader * 10_000 + rank));
+                assert_eq!(window.is_some(), rank == 1, "reader {reader} at {rank}: {window:?}");
+            }
+        }
+        assert_eq!(readers.list.len(), 4);
+    }
+
+    #[test]
+    fn after_a_stop_the_next_request_hands_over_from_there() {
+        let mut readers = Readers::default();
+        assert_eq!(readers.advance(at(0)), None);
+        let (id, ranks) = readers.advance(at(1)).expect("in order");
+        assert_eq!(ranks, 2..10);
+        readers.stopped(id, 4);
+        assert_eq!(readers.advance(at(4)), Some((id, 5..21)));
+    }
+}
