@@ -35,7 +35,7 @@
 //! - A pair of key and nonce is used once: every object has its own salt, every unit in it its own number (`seal`).
 //! - Nothing read is believed: bytes are authenticated before they are decompressed, lengths are bounded before they are
 //!   allocated, trees are compared with their ids before they are decoded.
-//! - A damaged or missing object is an error that names it, never wrong or missing content.
+//! - A damaged or missing object is an error that names it, or a warning where others serve as well; never wrong content.
 //! - Memory is bounded by bytes everywhere; nothing grows with the repository, a directory or a file.
 //! - The local index and caches are never the truth; every process can run at the same time as every other.
 //! - A restore writes nothing outside its target, whatever the repository says.

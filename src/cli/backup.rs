@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::io::{BufReader, IsTerminal, Read};
+use std::io::{BufReader, IsTerminal, Read, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,10 +11,12 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result, bail};
 
 use super::exit::Exit;
-use super::output::{human_size, quote, report_errors};
-use super::{Global, SnapshotFilter, select, tag};
+use super::output::{self, counted, human_size, quote, report_errors};
+use super::{Global, SnapshotFilter, json, select, tag};
 use crate::backup::{self, Compare, Options, Outcome, ParentChoice, Stream, StreamSource};
+use crate::browse;
 use crate::progress::Progress;
+use crate::repo::Repository;
 use crate::repo::writer::{LEVEL_DEFAULT, PACK_LEN_DEFAULT, WriteOptions};
 use crate::source::exclude::{Excludes, Tag, parse_size, read_patterns};
 use crate::source::files_from::{read_globs, read_lines, read_raw};
@@ -57,13 +59,13 @@ pub struct Args {
     #[arg(short = 'x', long, help_heading = "What to back up")]
     pub one_file_system: bool,
 
-    /// Leave out what matches (can be given several times; `!` takes back in)
+    /// Leave out what matches (can be given several times)
     #[arg(short, long, value_name = "PATTERN", help_heading = "What to leave out")]
     pub exclude: Vec<OsString>,
     /// As --exclude, ignoring case
     #[arg(long, value_name = "PATTERN", help_heading = "What to leave out")]
     pub iexclude: Vec<OsString>,
-    /// Read exclude patterns from a file
+    /// Read exclude patterns from a file, one a line
     #[arg(long, value_name = "FILE", help_heading = "What to leave out")]
     pub exclude_file: Vec<PathBuf>,
     /// As --exclude-file, ignoring case
@@ -106,10 +108,10 @@ pub struct Args {
     /// Keep access times
     #[arg(long, help_heading = "Snapshot")]
     pub with_atime: bool,
-    /// Take a file as unchanged even if its inode change time differs
+    /// Take over a file's content unread even if its inode change time differs
     #[arg(long, help_heading = "Snapshot")]
     pub ignore_ctime: bool,
-    /// Take a file as unchanged even if its inode number differs
+    /// Take over a file's content unread even if its inode number differs
     #[arg(long, help_heading = "Snapshot")]
     pub ignore_inode: bool,
 
@@ -159,10 +161,15 @@ impl std::str::FromStr for Compression {
     }
 }
 
+/// Longest exclude pattern in bytes: more than any path, and what a snapshot can hold.
+const PATTERN_LEN_MAX: usize = 16 << 10;
+
 /// Makes the snapshot.
 pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     let streams = streams(args)?;
-    let targets = targets(args)?;
+    let targets = targets(args, global)?;
+    let (host, tags) = (args.host.clone().unwrap_or_default(), tag::split(&args.tag));
+    std::iter::once(&host).chain(&tags).try_for_each(|name| tag::check_name(name))?;
     if targets.is_empty() && streams.is_empty() {
         bail!("nothing to back up: give paths, --files-from, --stdin, --stdin-from-command or --command");
     }
@@ -186,15 +193,16 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         }
     };
     let progress = Arc::new(Progress::new());
-    if !args.no_scan && !global.quiet && std::io::stderr().is_terminal() {
+    // How long streams are nobody knows, and without them a share of the whole would be wrong.
+    if !args.no_scan && streams.is_empty() && !global.quiet && std::io::stderr().is_terminal() {
         count(&walk, &progress);
     }
     let options = Options {
         walk,
         streams,
         excludes: patterns,
-        host: args.host.clone().unwrap_or_default(),
-        tags: tag::split(&args.tag),
+        host,
+        tags,
         time,
         parent,
         compare: Compare { ignore_ctime: args.ignore_ctime, ignore_inode: args.ignore_inode },
@@ -206,17 +214,53 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         },
         threads: args.read_concurrency as usize,
     };
+    let may_be_empty = !args.leaves_out() || !options.streams.is_empty();
     let watch = global.watch(&progress, "backup");
     let result = backup::run(&repo, options, &progress);
     drop(watch);
-    let exit = report_errors(&progress);
-    print(&result?, args, global)?;
+    let exit = report_errors(&progress, global.json);
+    let outcome = result?;
+    outcome.warnings.iter().for_each(|warning| global.tell("warning", warning));
+    if exit == Exit::Success && !may_be_empty {
+        warn_of_excluded(&repo, &outcome, global)?;
+    }
+    print(&outcome, args, global)?;
     Ok(exit)
 }
 
+/// Excludes that match more than was meant are best noticed on the first day.
+fn warn_of_excluded(repo: &Repository, outcome: &Outcome, global: &Global) -> Result<()> {
+    let Outcome { snapshot, record, .. } = outcome;
+    let mut none = record.summary.total_files_processed + record.summary.others == 0;
+    // A dry run has no tree to look into.
+    for path in record.paths.iter().filter(|_| snapshot.is_some()) {
+        if browse::resolve(repo, record, path)?.is_none() {
+            global.tell("warning", &format!("nothing of {} is backed up: it is excluded", quote(path)));
+            none = false;
+        }
+    }
+    if none {
+        global.tell("warning", "no file is backed up: the directories are empty, or the excludes match everything");
+    }
+    Ok(())
+}
+
+impl Args {
+    /// Whether something may be left out.
+    fn leaves_out(&self) -> bool {
+        let patterns = self.exclude.len() + self.iexclude.len() + self.exclude_file.len() + self.iexclude_file.len();
+        patterns + self.exclude_if_present.len() > 0
+            || self.exclude_caches
+            || self.exclude_larger_than.is_some()
+            || self.gitignore
+            || self.bygoneignore
+    }
+}
+
 fn print(outcome: &Outcome, args: &Args, global: &Global) -> Result<()> {
-    let Outcome { snapshot, record } = outcome;
+    let Outcome { snapshot, record, .. } = outcome;
     let summary = &record.summary;
+    let mut out = output::stdout();
     if global.json {
         let mut line = serde_json::to_value(summary)?;
         line["message_type"] = "summary".into();
@@ -226,40 +270,41 @@ fn print(outcome: &Outcome, args: &Args, global: &Global) -> Result<()> {
         if let Some(id) = snapshot {
             line["snapshot_id"] = id.to_hex().into();
         }
-        println!("{line}");
+        json::write_line(&mut out, &line)?;
         return Ok(());
     }
     if global.quiet {
         return Ok(());
     }
     if global.verbose > 0 {
-        let row = |what: &str, new, changed, unmodified| {
-            println!("{what:<6} {new:>8} new, {changed:>8} changed, {unmodified:>8} unmodified");
+        let mut row = |what: &str, new, changed, unmodified| {
+            writeln!(out, "{what:<6} {new:>8} new, {changed:>8} changed, {unmodified:>8} unmodified")
         };
-        row("files:", summary.files_new, summary.files_changed, summary.files_unmodified);
-        row("dirs:", summary.dirs_new, summary.dirs_changed, summary.dirs_unmodified);
-        println!(
+        row("files:", summary.files_new, summary.files_changed, summary.files_unmodified)?;
+        row("dirs:", summary.dirs_new, summary.dirs_changed, summary.dirs_unmodified)?;
+        writeln!(
+            out,
             "blobs: {} of data, {} of trees, {} plain",
             summary.data_blobs,
             summary.tree_blobs,
             human_size(summary.data_added)
-        );
+        )?;
     }
     let name = match snapshot {
         Some(id) => format!("snapshot {} saved", id.short()),
         None if args.dry_run => "dry run, nothing saved".to_owned(),
         None => "nothing changed, no snapshot saved".to_owned(),
     };
-    let files = summary.total_files_processed;
-    println!(
-        "{name}: {files} file{}, {} ({} new, {} changed), {} added in {:.1} s",
-        if files == 1 { "" } else { "s" },
+    writeln!(
+        out,
+        "{name}: {}, {} ({} new, {} changed), {} added in {:.1} s",
+        counted(summary.total_files_processed, "file"),
         human_size(summary.total_bytes_processed),
         summary.files_new,
         summary.files_changed,
         human_size(if args.dry_run { summary.data_added } else { summary.data_added_packed }),
         summary.duration_ms as f64 / 1000.0,
-    );
+    )?;
     Ok(())
 }
 
@@ -348,11 +393,13 @@ fn open(path: &Path) -> Result<BufReader<Box<dyn Read>>> {
     Ok(BufReader::new(read))
 }
 
-fn targets(args: &Args) -> Result<Vec<Vec<u8>>> {
+fn targets(args: &Args, global: &Global) -> Result<Vec<Vec<u8>>> {
     let mut targets: Vec<Vec<u8>> = args.paths.iter().map(|path| path.clone().into_vec()).collect();
     let in_list = |path: &Path| format!("cannot read the list of paths `{}`", path.display());
     for path in &args.files_from {
-        let warn = |pattern: &[u8]| eprintln!("warning: nothing matches `{}` of `{}`", quote(pattern), path.display());
+        let warn = |pattern: &[u8]| {
+            global.tell("warning", &format!("nothing matches `{}` of `{}`", quote(pattern), path.display()));
+        };
         targets.extend(read_globs(open(path)?, warn).with_context(|| in_list(path))?);
     }
     for path in &args.files_from_verbatim {
@@ -376,6 +423,9 @@ fn excludes(args: &Args) -> Result<(Excludes, Vec<String>)> {
         let mut patterns: Vec<Vec<u8>> = given.iter().map(|pattern| pattern.clone().into_vec()).collect();
         for file in files {
             patterns.extend(read_patterns(open(file)?).with_context(|| format!("cannot read `{}`", file.display()))?);
+        }
+        if let Some(long) = patterns.iter().find(|pattern| pattern.len() > PATTERN_LEN_MAX) {
+            bail!("an exclude pattern has {} bytes; {PATTERN_LEN_MAX} are the most", long.len());
         }
         recorded.extend(patterns.iter().map(|pattern| String::from_utf8_lossy(pattern).into_owned()));
         if !patterns.is_empty() {

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 
 use super::Global;
 use super::exit::Exit;
-use super::output::{human_size, print_table};
+use super::json;
+use super::output::{self, human_size, print_table};
 use crate::id::RepositoryId;
 
 /// Arguments of `cache`.
@@ -22,7 +23,7 @@ pub struct Args {
 pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     let Some(directory) = global.cache_directory() else { bail!("there is no cache directory") };
     let mut rows = Vec::new();
-    let mut json = Vec::new();
+    let mut caches = Vec::new();
     let entries = match std::fs::read_dir(&directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         other => other
@@ -37,12 +38,12 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
             std::fs::remove_dir_all(entry.path())
                 .with_context(|| format!("cannot delete the cache `{}`", entry.path().display()))?;
         }
-        json.push(serde_json::json!({"repository": id.to_hex(), "size": size, "cleared": args.clear}));
+        caches.push(serde_json::json!({"repository": id.to_hex(), "size": size, "cleared": args.clear}));
         rows.push(vec![id.short(), human_size(size)]);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     if global.json {
-        writeln!(out, "{}", serde_json::json!({"directory": directory, "caches": json}))?;
+        json::write_line(&mut out, &serde_json::json!({"directory": directory, "caches": caches}))?;
     } else if !global.quiet {
         writeln!(out, "{} in {}", if args.clear { "cleared caches" } else { "caches" }, directory.display())?;
         print_table(&mut out, &["Repository", "Size"], &rows)?;

@@ -1,6 +1,6 @@
 //! `cat`: single objects of the repository as they are, decrypted.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 
 use anyhow::{Result, anyhow, bail};
 use serde::Serialize;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::entry::{self, JsonNode};
 use super::exit::Exit;
-use super::output::quote;
+use super::output::{self, quote};
 use super::{Global, SnapshotFilter, json};
 use crate::backend::{ObjectKind, ObjectName};
 use crate::browse;
@@ -24,7 +24,8 @@ pub struct Args {
     /// What sort of object
     #[arg(value_enum)]
     sort: Sort,
-    /// Its id or, except for blobs, the beginning of it; for a tree also a snapshot with a path, as in `latest:/etc`
+    /// Its id or, except for blobs and trees, the beginning of it; for a tree also a snapshot with a path, as in
+    /// `latest:/etc`
     id: Option<String>,
     #[command(flatten)]
     filter: SnapshotFilter,
@@ -57,7 +58,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         (None, Sort::Config) => "",
         (None, _) => bail!("an id is needed"),
     };
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(output::stdout());
     let value = match args.sort {
         Sort::Config => config(&repo),
         Sort::Snapshot => {
@@ -95,7 +96,12 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
             return Ok(Exit::Success);
         }
     };
-    json::write_pretty(&mut out, &value)?;
+    // People read it indented, programs by the line.
+    if global.json {
+        json::write_line(&mut out, &value)?
+    } else {
+        json::write_pretty(&mut out, &value)?
+    }
     out.flush()?;
     Ok(Exit::Success)
 }
@@ -244,9 +250,10 @@ fn index_value(repo: &Repository, id: &ObjectId) -> Result<Value> {
 fn key_value(repo: &Repository, prefix: &str) -> Result<Value> {
     let id = find(repo, ObjectKind::Key, prefix)?;
     let keys = repo.key_objects()?;
-    let Some((id, key, current)) = keys.iter().find(|(key, ..)| *key == id) else {
+    let Some((id, key, current)) = keys.into_iter().find(|(key, ..)| *key == id) else {
         bail!("there is no key {}", id.short());
     };
+    let key = key?;
     Ok(json!({
         "id": id.to_hex(),
         "current": current,

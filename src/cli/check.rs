@@ -1,12 +1,13 @@
 //! `bygone check`: verify that the repository is whole.
 
+use std::io::Write;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
 
-use super::Global;
 use super::exit::Exit;
-use super::output::{human_size, quote};
+use super::output::{counted, human_size, quote, stdout, tell};
+use super::{Global, json};
 use crate::maintain::check::{self, Report, Subset};
 use crate::progress::Progress;
 
@@ -48,7 +49,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     let progress = Arc::new(Progress::new());
     let report = if args.keyless {
         let backend = global.backend()?;
-        crate::repo::Repository::probe(&*backend)?;
+        crate::repo::Repository::find(backend.clone())?;
         let watch = global.watch(&progress, "check");
         let report = check::keyless(&*backend, &progress)?;
         drop(watch);
@@ -64,45 +65,58 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         drop(watch);
         report
     };
-    print(&report, global);
+    print(&report, args.keyless, global)?;
     Ok(if report.problems.is_empty() { Exit::Success } else { Exit::Failure })
 }
 
-fn print(report: &Report, global: &Global) {
+fn print(report: &Report, keyless: bool, global: &Global) -> std::io::Result<()> {
     for problem in &report.problems {
-        eprintln!("error: {}", quote(problem.as_bytes()));
+        tell(format_args!("error: {}", quote(problem.what.as_bytes())));
+        problem.paths.iter().for_each(|path| tell(format_args!("  affects {}", quote(path))));
+        if problem.paths_more > 0 {
+            tell(format_args!("  and {} more paths", problem.paths_more));
+        }
     }
     if global.json {
+        let errors = report.problems.iter().map(|problem| {
+            let paths: Vec<_> = problem.paths.iter().map(|path| String::from_utf8_lossy(path)).collect();
+            serde_json::json!({"message": problem.what, "paths": paths, "paths_more": problem.paths_more})
+        });
         let line = serde_json::json!({
             "message_type": "summary",
             "num_errors": report.problems.len(),
-            "errors": report.problems,
+            "errors": errors.collect::<Vec<_>>(),
             "notes": report.notes,
             "snapshots": report.snapshots,
             "trees": report.trees,
             "blobs": report.blobs,
             "packs": report.packs,
             "packs_read": report.packs_read,
+            "objects_read": report.objects_read,
             "bytes_read": report.bytes_read,
         });
-        println!("{line}");
-        return;
+        return json::write_line(&mut stdout(), &line);
     }
     if global.quiet {
-        return;
+        return Ok(());
     }
-    report.notes.iter().for_each(|note| println!("note: {note}"));
-    let read = match report.bytes_read {
-        0 => String::new(),
-        bytes => format!(", {} packs read ({})", report.packs_read, human_size(bytes)),
+    let mut out = stdout();
+    report.notes.iter().try_for_each(|note| writeln!(out, "note: {note}"))?;
+    let Report { snapshots, trees, blobs, packs, packs_read, objects_read, bytes_read, .. } = report;
+    let size = human_size(*bytes_read);
+    let of = |count: &u64, noun| counted(*count, noun);
+    let structure = [of(snapshots, "snapshot"), of(trees, "tree"), of(blobs, "blob"), of(packs, "pack")].join(", ");
+    let what = match bytes_read {
+        0 => structure,
+        _ if keyless => {
+            let objects = of(objects_read, "object");
+            format!("{objects} read ({size}), {} and {} among them", of(packs, "pack"), of(snapshots, "snapshot"))
+        }
+        _ => format!("{structure}, {packs_read} of them read ({size})"),
     };
-    let what = format!(
-        "{} snapshots, {} trees, {} blobs, {} packs{read}",
-        report.snapshots, report.trees, report.blobs, report.packs
-    );
     match report.problems.len() {
-        0 => println!("no errors were found: {what}"),
-        1 => println!("1 error was found: {what}"),
-        count => println!("{count} errors were found: {what}"),
+        0 => writeln!(out, "no errors were found: {what}"),
+        1 => writeln!(out, "1 error was found: {what}"),
+        count => writeln!(out, "{count} errors were found: {what}"),
     }
 }

@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use super::exit::Exit;
-use super::{Cli, Global};
+use super::{Cli, Global, output};
 
 /// Arguments of `completions`.
 #[derive(clap::Args, Debug)]
@@ -34,7 +34,7 @@ pub fn run(args: &Args, _: &Global) -> Result<Exit> {
     let Some(shell) = args.shell else { bail!("name a shell: bash, zsh, fish, elvish or powershell") };
     let mut out = Vec::new();
     clap_complete::generate(shell, &mut command, "bygone", &mut out);
-    std::io::stdout().lock().write_all(&out)?;
+    output::stdout().write_all(&out)?;
     Ok(Exit::Success)
 }
 

@@ -3,13 +3,13 @@
 //! Equal subtrees are passed over by their ids, so that the work grows with the differences.
 
 use std::collections::HashSet;
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 
 use anyhow::{Result, bail};
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::output::{human_size, quote, report_errors};
+use super::output::{self, human_size, quote, report_errors};
 use super::{Global, SnapshotFilter, entry, json};
 use crate::browse::{self, Entries, Event, OwnedNode, Walk};
 use crate::format::content::{Content, Part};
@@ -20,14 +20,11 @@ use crate::progress::Progress;
 use crate::repo::{Error, Repository};
 
 /// Shows what differs between two snapshots.
-///
-/// Each line starts with `+` for what only the second has, `-` for what only the first has, `T` for a changed type, `M` for
-/// changed content, `?` for content that changed though size and time did not, and `U` for changed metadata.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The first snapshot: `latest~1`, an id or its beginning; with `:PATH` a directory in it
     first: String,
-    /// The second
+    /// The second one
     second: String,
     /// Show entries of which only mode, owner, time or attributes changed
     #[arg(long)]
@@ -96,11 +93,13 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     let (first_id, first, first_path) = global.select_snapshot(&repo, &args.filter, &args.first)?;
     let (second_id, second, second_path) = global.select_snapshot(&repo, &args.filter, &args.second)?;
     let mut trees = Vec::new();
-    for (snapshot, path) in [(&first, &first_path), (&second, &second_path)] {
+    for (id, snapshot, path) in [(&first_id, &first, &first_path), (&second_id, &second, &second_path)] {
         let Some(found) = browse::resolve(&repo, snapshot, path)? else {
-            bail!("a snapshot has no `{}`", quote(path));
+            bail!("snapshot {} has no `{}`", id.short(), quote(path));
         };
-        let Kind::Directory { tree, .. } = found.node().kind else { bail!("`{}` is not a directory", quote(path)) };
+        let Kind::Directory { tree, .. } = found.node().kind else {
+            bail!("`{}` in snapshot {} is not a directory", quote(path), id.short());
+        };
         trees.push(tree);
     }
     let mut comparison = Comparison {
@@ -112,7 +111,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         added: Side::default(),
         blobs: Default::default(),
         progress: Progress::new(),
-        out: BufWriter::new(io::stdout().lock()),
+        out: BufWriter::new(output::stdout()),
     };
     if !global.json && !global.quiet {
         writeln!(comparison.out, "comparing snapshot {} to {}:\n", first_id.short(), second_id.short())?;
@@ -145,7 +144,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         writeln!(out, "  Removed: {}", human_size(removed.bytes))?;
     }
     comparison.out.flush()?;
-    Ok(report_errors(&comparison.progress))
+    Ok(report_errors(&comparison.progress, global.json))
 }
 
 /// Counts in `side` the blobs of `own` that `other` does not have.

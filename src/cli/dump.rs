@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 
 use super::archive::{Tar, Zip};
 use super::exit::Exit;
-use super::output::quote;
-use super::{Global, SnapshotFilter};
+use super::output::{named, quote};
+use super::{Global, SnapshotFilter, entry};
 use crate::browse::{self, Event, Walk, write_content};
 use crate::format::tree::{Kind, Node};
 use crate::repo::Repository;
@@ -45,11 +45,12 @@ enum Format {
 /// Runs the command.
 pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     let repo = global.open_repository()?;
-    let (_, snapshot, mut path) = global.select_snapshot(&repo, &args.filter, &args.snapshot)?;
-    path.push(b'/');
-    path.extend_from_slice(args.entry.as_bytes());
+    let (id, snapshot, start) = global.select_snapshot(&repo, &args.filter, &args.snapshot)?;
+    let Some(path) = entry::absolute(&start, args.entry.as_bytes()) else {
+        bail!("`{}`: `..` has no meaning here", quote(args.entry.as_bytes()));
+    };
     let Some(found) = browse::resolve(&repo, &snapshot, &path)? else {
-        bail!("the snapshot has no `{}`", quote(&path));
+        bail!("snapshot {} has no `{}`", id.short(), quote(&path));
     };
     let node = found.node();
     let stdout = io::stdout();
@@ -71,7 +72,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         Some(file) => file,
         None => {
             lock.flush()?;
-            direct = File::from(rustix::io::dup(io::stdout()).context("cannot write to standard output")?);
+            direct = Direct(File::from(rustix::io::dup(io::stdout()).context("cannot write to standard output")?));
             &mut direct
         }
     };
@@ -98,6 +99,19 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         _ => bail!("`{}` is neither a file nor a directory", quote(&path)),
     }
     Ok(Exit::Success)
+}
+
+/// A descriptor of standard output.
+struct Direct(File);
+
+impl Write for Direct {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(named)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Calls `entry` for the directory `node` as `./` and for everything below it with its path from there. The paths of

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::output::{self, human_size};
+use crate::browse;
 use crate::format::tree::{Kind, Node, Time};
 
 /// The first letter of a line of `ls -l`.
@@ -83,6 +84,13 @@ pub fn local_time(time: Time) -> String {
 /// A time as scripts read it, or its seconds if the calendar does not have it.
 pub fn rfc3339(time: Time) -> String {
     if is_in_calendar(time) { output::rfc3339(time) } else { format!("@{}.{:09}", time.sec, time.nsec) }
+}
+
+/// `path` below `start`, absolute and each name once; `None` if it has a `..` in it, which has no meaning in a snapshot.
+pub fn absolute(start: &[u8], path: &[u8]) -> Option<Vec<u8>> {
+    let whole = [start, b"/", path].concat();
+    let names = browse::components(&whole)?;
+    Some(names.flat_map(|name| [b"/", name]).flatten().copied().collect())
 }
 
 /// A line in the manner of `ls -l`; `path` is quoted already.

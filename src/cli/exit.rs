@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::backend::ErrorKind;
+use crate::backend::{ErrorKind, ObjectKind};
 use crate::backup;
 use crate::repo;
 
@@ -22,6 +22,8 @@ pub enum Exit {
     WrongPassword = 12,
     /// Ended by a signal.
     Interrupted = 130,
+    /// Whoever read the output has gone away: what a shell shows of a program that SIGPIPE ended.
+    BrokenPipe = 141,
 }
 
 impl From<Exit> for ExitCode {
@@ -65,14 +67,39 @@ pub fn hint(error: &anyhow::Error) -> Option<&'static str> {
             Some("the password comes from `--password-file`, `--password-command`, $BYGONE_PASSWORD or the prompt")
         }
         repo::Error::Version { .. } => Some("use a version of bygone that knows this format"),
-        repo::Error::MissingBlob { .. } | repo::Error::Corrupt { .. } => {
-            Some("`bygone check --read-data` tells what is affected; a new backup stores again what is missing")
+        repo::Error::MissingBlob { .. } => {
+            Some("`bygone check` tells what is affected; a new backup stores again what the source still has")
         }
-        repo::Error::Backend(error) => match error.kind {
-            ErrorKind::Full => Some("make room and run the command again: the repository is as it was before"),
-            ErrorKind::Denied => Some("check the owner and the permissions of the repository"),
+        repo::Error::Corrupt { .. } => of_damage(error.object_kind()),
+        repo::Error::Backend(failure) => match failure.kind {
+            ErrorKind::Full => Some("make room and run the command again: every snapshot is as it was before"),
+            // Remote stores say themselves what to check.
+            ErrorKind::Denied if failure.source.raw_os_error().is_some() => {
+                Some("check the owner and the permissions of the repository")
+            }
+            ErrorKind::NotFound if error.object_kind() == Some(ObjectKind::Pack) => {
+                Some("`bygone check` tells what is affected; a new backup stores again what the source still has")
+            }
+            ErrorKind::Truncated => of_damage(error.object_kind()),
             _ => None,
         },
         _ => None,
+    }
+}
+
+/// What helps against the damage of an object of this kind. Only packs and indexes say what the source may still have.
+fn of_damage(kind: Option<ObjectKind>) -> Option<&'static str> {
+    match kind? {
+        ObjectKind::Config => {
+            Some("nothing can be read without the configuration: put it back from a copy of the repository")
+        }
+        ObjectKind::Key => Some("use the password of another key, or put the key back from a copy of the repository"),
+        ObjectKind::Snapshot => {
+            Some("`bygone snapshots` lists the others, which can be read; this one only a copy of the repository has")
+        }
+        ObjectKind::Pack | ObjectKind::Index => Some(
+            "`bygone check --read-data` tells what is affected; move the damaged object out of the repository, then a new \
+             backup stores again what the source still has",
+        ),
     }
 }

@@ -4,14 +4,14 @@
 //! tree take little longer than one.
 
 use std::collections::HashSet;
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 
 use anyhow::{Result, anyhow, bail};
 use serde::Serialize;
 
 use super::entry::{self, JsonNode};
 use super::exit::Exit;
-use super::output::{quote, report_errors};
+use super::output::{self, quote, report_errors};
 use super::select::parse_time;
 use super::{Global, SnapshotFilter, json};
 use crate::browse::{self, Event, Walk};
@@ -29,10 +29,10 @@ const REMEMBERED_MAX: usize = 1 << 20;
 /// Finds files by name in all snapshots.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// What to look for: names or paths, `*`, `?`, `[...]` and `**` match; with --blob or --tree, ids
+    /// What to look for: patterns of names or paths; with --blob or --tree, ids
     #[arg(required = true)]
     patterns: Vec<String>,
-    /// Capital and small letters are the same
+    /// Ignore case
     #[arg(short, long)]
     ignore_case: bool,
     /// Only files, directories or symbolic links
@@ -59,7 +59,7 @@ pub struct Args {
     /// Show sizes in units
     #[arg(long)]
     human_readable: bool,
-    /// Only search this snapshot; may be repeated
+    /// Only search this snapshot (can be given several times)
     #[arg(short, long, value_name = "ID")]
     snapshot: Vec<String>,
     /// End names with a NUL, do not quote them, and name no snapshots
@@ -159,7 +159,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         barren: HashSet::new(),
         progress: Progress::new(),
         matches: 0,
-        out: BufWriter::new(io::stdout().lock()),
+        out: BufWriter::new(output::stdout()),
     };
     let as_list = global.json && matches!(search.wanted, Wanted::Names(_));
     if as_list {
@@ -178,7 +178,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         writeln!(search.out, "]")?;
     }
     search.out.flush()?;
-    Ok(report_errors(&search.progress))
+    Ok(report_errors(&search.progress, global.json))
 }
 
 /// A directory being searched.

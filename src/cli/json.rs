@@ -31,6 +31,13 @@ pub fn write_line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()
     out.write_all(b"\n")
 }
 
+/// `value` as text without a line end.
+pub fn line(value: &impl Serialize) -> String {
+    let mut out = Vec::new();
+    write(&mut out, value).expect("values have text for keys, and memory takes all");
+    String::from_utf8(out).expect("JSON is text")
+}
+
 /// Writes `value` over several lines, indented.
 pub fn write_pretty(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     write_text(out, &serde_json::to_string_pretty(value)?)?;

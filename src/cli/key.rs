@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
-use super::Global;
 use super::exit::Exit;
-use super::output::{local_time, print_table, quote, rfc3339};
+use super::output::{self, local_time, print_table, quote, rfc3339};
 use super::secret::{self, Password, PasswordArgs};
+use super::{Global, json};
 use crate::repo::Repository;
 
 /// Arguments of `key`.
@@ -70,7 +70,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         Command::List => list(&repo, global)?,
         Command::Add(new) => {
             let id = repo.add_key(&new.read()?)?;
-            say(global, "added", &id.short());
+            say(global, "added", &id.short())?;
         }
         Command::Remove { id } => {
             let keys = repo.key_objects()?;
@@ -81,7 +81,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
                 }
                 [(key, _, false)] => {
                     repo.remove_key(key)?;
-                    say(global, "removed", &key.short());
+                    say(global, "removed", &key.short())?;
                 }
                 [] => bail!("no key has an id that starts with `{id}`"),
                 _ => bail!("{} keys have ids that start with `{id}`; give more digits", matching.len()),
@@ -91,42 +91,50 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
             // The new key is there before the old one goes.
             let id = repo.add_key(&new.read()?)?;
             repo.remove_old_key()?;
-            say(global, "changed", &id.short());
+            say(global, "changed", &id.short())?;
         }
     }
     Ok(Exit::Success)
 }
 
-fn say(global: &Global, what: &str, id: &str) {
+fn say(global: &Global, what: &str, id: &str) -> std::io::Result<()> {
+    let mut out = output::stdout();
     if global.json {
-        println!("{}", serde_json::json!({"message_type": what, "id": id}));
+        json::write_line(&mut out, &serde_json::json!({"message_type": what, "id": id}))?;
     } else if !global.quiet {
-        println!("{what} key {id}");
+        writeln!(out, "{what} key {id}")?;
     }
+    Ok(())
 }
 
 fn list(repo: &Repository, global: &Global) -> Result<()> {
     let keys = repo.key_objects()?;
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     if global.json {
         let list: Vec<_> = keys
             .iter()
-            .map(|(id, key, current)| {
-                serde_json::json!({
+            .map(|(id, key, current)| match key {
+                Ok(key) => serde_json::json!({
                     "current": current, "id": id.to_hex(), "userName": key.user, "hostName": key.host,
                     "created": rfc3339(key.created),
-                })
+                }),
+                Err(error) => {
+                    serde_json::json!({"current": current, "id": id.to_hex(), "error": error.to_string()})
+                }
             })
             .collect();
-        writeln!(out, "{}", serde_json::to_string(&list)?)?;
+        json::write_line(&mut out, &list)?;
         return Ok(());
     }
     let rows: Vec<Vec<String>> = keys
         .iter()
         .map(|(id, key, current)| {
-            let mark = if *current { "*" } else { " " };
-            let (user, host) = (quote(key.user.as_bytes()).into_owned(), quote(key.host.as_bytes()).into_owned());
-            vec![format!("{mark}{}", id.short()), user, host, local_time(key.created)]
+            let id = format!("{}{}", if *current { "*" } else { " " }, id.short());
+            let shown = |text: &str| quote(text.as_bytes()).into_owned();
+            match key {
+                Ok(key) => vec![id, shown(&key.user), shown(&key.host), local_time(key.created)],
+                Err(error) => vec![id, String::new(), String::new(), shown(&error.to_string())],
+            }
         })
         .collect();
     print_table(&mut out, &[" ID", "User", "Host", "Created"], &rows)?;

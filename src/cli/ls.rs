@@ -1,13 +1,13 @@
 //! `ls`: the entries of a snapshot.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 
 use anyhow::{Result, bail};
 use serde::Serialize;
 
 use super::entry::{self, JsonNode};
 use super::exit::Exit;
-use super::output::quote;
+use super::output::{self, quote};
 use super::{Global, SnapshotFilter, json};
 use crate::browse::{self, Event, Walk};
 use crate::format::snapshot::Snapshot;
@@ -74,21 +74,23 @@ struct Listing<'a, W: Write> {
 pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     let repo = global.open_repository()?;
     let (id, snapshot, start) = global.select_snapshot(&repo, &args.filter, &args.snapshot)?;
-    let out = BufWriter::new(io::stdout().lock());
+    let out = BufWriter::new(output::stdout());
     let mut listing =
         Listing { repo: &repo, snapshot: &snapshot, args, json: global.json, progress: Progress::new(), out };
-    listing.head(&id, global.quiet)?;
-    if args.dirs.is_empty() {
-        listing.list(&start, true)?;
+    let mut found = Vec::new();
+    for dir in args.dirs.iter().map(String::as_bytes).chain(args.dirs.is_empty().then_some(b"".as_slice())) {
+        let Some(path) = entry::absolute(&start, dir) else { bail!("`{}`: `..` has no meaning here", quote(dir)) };
+        let Some(node) = browse::resolve(&repo, &snapshot, &path)? else {
+            bail!("snapshot {} has no `{}`", id.short(), quote(&path));
+        };
+        found.push((path, node));
     }
-    for dir in &args.dirs {
-        let mut path = start.clone();
-        path.push(b'/');
-        path.extend_from_slice(dir.as_bytes());
-        listing.list(&path, args.recursive)?;
+    listing.head(&id, global.quiet)?;
+    for (path, node) in &found {
+        listing.list(path, &node.node(), args.recursive || args.dirs.is_empty())?;
     }
     listing.out.flush()?;
-    Ok(super::output::report_errors(&listing.progress))
+    Ok(output::report_errors(&listing.progress, global.json))
 }
 
 impl<W: Write> Listing<'_, W> {
@@ -117,23 +119,13 @@ impl<W: Write> Listing<'_, W> {
         Ok(())
     }
 
-    /// Lists what is at `path`: an entry and, if it is a directory, what is in it or below it.
-    fn list(&mut self, path: &[u8], below: bool) -> Result<()> {
-        let Some(names) = browse::components(path) else { bail!("`{}`: `..` has no meaning here", quote(path)) };
-        let path = names.fold(Vec::new(), |mut path, name| {
-            path.push(b'/');
-            path.extend_from_slice(name);
-            path
-        });
-        let Some(found) = browse::resolve(self.repo, self.snapshot, &path)? else {
-            bail!("the snapshot has no `{}`", quote(&path));
-        };
-        let node = found.node();
+    /// Lists the entry `node` at `path` and, if it is a directory, what is in it or below it.
+    fn list(&mut self, path: &[u8], node: &Node<'_>, below: bool) -> Result<()> {
         if !path.is_empty() {
-            self.show(&path, &node)?;
+            self.show(path, node)?;
         }
         let Kind::Directory { tree, .. } = node.kind else { return Ok(()) };
-        let mut walk = Walk::new(self.repo, tree, &path);
+        let mut walk = Walk::new(self.repo, tree, path);
         while let Some(event) = walk.next() {
             match event {
                 Event::Entry { path, entry } => {

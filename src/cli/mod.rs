@@ -23,11 +23,13 @@ pub mod secret;
 pub mod select;
 pub mod snapshots;
 pub mod stats;
+pub mod store;
 pub mod tag;
 #[cfg(feature = "mount")]
 pub mod umount;
 pub mod version;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -38,8 +40,8 @@ use self::exit::Exit;
 use self::output::Watch;
 use self::secret::{Password, PasswordArgs};
 pub use self::select::SnapshotFilter;
+use self::store::StoreArgs;
 use crate::backend::Backend;
-use crate::backend::local::Local;
 use crate::format::snapshot::Snapshot;
 use crate::id::ObjectId;
 use crate::progress::Progress;
@@ -48,7 +50,7 @@ use crate::repo::{OpenOptions, Repository};
 /// Backups that are directories: deduplicated, compressed, encrypted restore points, each a tree to browse and copy from.
 #[derive(Parser, Debug)]
 #[command(name = "bygone", version, propagate_version = true, disable_help_subcommand = true)]
-#[command(after_long_help = EXIT_CODES)]
+#[command(after_long_help = MORE)]
 pub struct Cli {
     /// Options that every command knows.
     #[command(flatten)]
@@ -58,21 +60,38 @@ pub struct Cli {
     pub command: Command,
 }
 
-const EXIT_CODES: &str = "\
+const MORE: &str = "\
+Snapshots are named by
+  latest             the newest, of those that --host, --tag and --path leave
+  latest~2           the one two before it
+  latest@2026-11-20  the newest made by the end of that day; also latest@2026-11-20T14:00
+  1a2b3c4d           the beginning of its id
+  latest:/etc        and, behind any of these, a directory in it
+
+Environment:
+  BYGONE_REPOSITORY, BYGONE_REPOSITORY_FILE, BYGONE_CACHE_DIR, BYGONE_HOST,
+  BYGONE_COMPRESSION, BYGONE_PACK_SIZE, BYGONE_READ_CONCURRENCY
+      stand for the options of these names.
+  BYGONE_PASSWORD, BYGONE_PASSWORD_FILE, BYGONE_PASSWORD_COMMAND
+      The password, or where it comes from. Without any of these, and without the
+      RESTIC_ variables of the same names, which are read too, the systemd credential
+      `bygone-password` is taken, or it is asked for.
+
 Exit codes:
   0    everything was done
   1    the command failed
   3    some files could not be read or written; the rest was done
   10   there is no repository
   12   wrong password
-  130  interrupted by a signal";
+  130  interrupted by a signal
+  141  whoever read the output has gone away, as `head` does";
 
 const HEADING: &str = "Global options";
 
 /// Options that every command knows.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Global {
-    /// Directory of the repository
+    /// Where the repository is: a directory, `s3:https://HOST/BUCKET/PREFIX` or `swift:CONTAINER:/PREFIX`
     #[arg(short, long = "repo", global = true, value_name = "REPOSITORY", env = "BYGONE_REPOSITORY", help_heading = HEADING)]
     pub repository: Option<String>,
     /// File whose first line is the repository
@@ -87,7 +106,13 @@ pub struct Global {
     /// Keep nothing on the local disk
     #[arg(long, global = true, help_heading = HEADING)]
     pub no_cache: bool,
-    /// Print JSON, one object a line, for programs
+    /// Most MiB of stored bytes kept in the cache directory for a remote repository
+    #[arg(long, global = true, value_name = "MIB", env = "BYGONE_CACHE_DIR_SIZE", help_heading = HEADING)]
+    pub cache_dir_size: Option<u64>,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Print JSON for programs, one value a line; errors too, on standard error
     #[arg(long, global = true, help_heading = HEADING)]
     pub json: bool,
     /// Print nothing but errors
@@ -104,22 +129,40 @@ pub enum Command {
     /// Create a repository
     Init(init::Args),
     /// Back up files, directories and streams into a new snapshot
+    ///
+    /// Files that have not changed since the newest snapshot of the same host and paths are not read again.
+    ///
+    /// Patterns: `*`, `?` and `[...]` match within a name, `**` any number of directories. One that starts with `/` is a
+    /// path from the root, any other may match at any depth. A directory that matches is left out with all that is in
+    /// it. Later patterns win, and one that starts with `!` takes back in what those before it left out.
     Backup(backup::Args),
     /// List the snapshots
     Snapshots(snapshots::Args),
     /// List what is in a snapshot
     Ls(ls::Args),
     /// Find files in all snapshots
+    ///
+    /// Patterns are those of `bygone backup --exclude`. What is in a directory that matches is found with it.
     Find(find::Args),
     /// Print an object of the repository
     Cat(cat::Args),
     /// Print a file of a snapshot, or a directory as an archive
     Dump(dump::Args),
     /// Show what differs between two snapshots
+    ///
+    /// Each line starts with `+` for what only the second has, `-` for what only the first has, `T` for a changed type,
+    /// `M` for changed content, `M?` for content that changed though size and times did not, and, with --metadata, `U` for
+    /// other metadata.
     Diff(diff::Args),
     /// Restore files from a snapshot
+    ///
+    /// What is equal already is not written again. Files that the snapshot does not have stay, unless --delete is given.
+    /// Patterns are those of `bygone backup`, on paths below what is restored.
     Restore(restore::Args),
     /// Show the snapshots as directories
+    ///
+    /// Comes back when they can be read; `bygone umount` or `umount` ends it. New snapshots appear by themselves. What of a
+    /// host or tag cannot be a file name is shown as `_`.
     #[cfg(feature = "mount")]
     Mount(mount::Args),
     /// End a mount
@@ -132,6 +175,8 @@ pub enum Command {
     /// List, add, remove and change passwords
     Key(key::Args),
     /// Change the tags of snapshots
+    ///
+    /// A snapshot with other tags is another object: its id changes, and the old one is removed.
     Tag(tag::Args),
     /// Show or clear the local caches
     Cache(cache::Args),
@@ -147,7 +192,7 @@ pub fn main() -> Exit {
     #[cfg(feature = "mount")]
     let arguments = match mount::arguments(std::env::args_os().collect()) {
         Ok(arguments) => arguments,
-        Err(error) => return finish(Err(error)),
+        Err(error) => return finish(Err(error), false),
     };
     #[cfg(not(feature = "mount"))]
     let arguments = std::env::args_os();
@@ -158,32 +203,34 @@ pub fn main() -> Exit {
             return if error.use_stderr() { Exit::Failure } else { Exit::Success };
         }
     };
-    finish(cli.command.run(&cli.global))
+    let exit = finish(cli.command.run(&cli.global), cli.global.json);
+    cli.global.store.print_statistics(cli.global.json);
+    exit
 }
 
-/// Prints an error with its causes and what helps against it; returns the exit code.
-pub fn finish(result: Result<Exit>) -> Exit {
-    match result {
-        Ok(exit) => exit,
-        Err(error) => {
-            if is_broken_pipe(&error) {
-                return Exit::Success;
-            }
-            eprintln!("error: {}", output::quote_lines(&format!("{error:#}")));
-            if let Some(hint) = exit::hint(&error) {
-                eprintln!("hint: {hint}");
-            }
-            Exit::of_error(&error)
+/// Prints an error with its causes and what helps against it, or the same as a line of JSON; returns the exit code.
+pub fn finish(result: Result<Exit>, json: bool) -> Exit {
+    // What standard output still holds may be what cannot be written.
+    let result = result.and_then(|exit| output::stdout().flush().map(|()| exit).map_err(Into::into));
+    let error = match result {
+        Ok(exit) => return exit,
+        Err(error) if output::is_broken_pipe(&error) => return Exit::BrokenPipe,
+        Err(error) => error,
+    };
+    let (exit, text, hint) = (Exit::of_error(&error), output::error_text(&error), exit::hint(&error));
+    if json {
+        let mut line = serde_json::json!({ "message_type": "exit_error", "code": exit as u8, "message": text });
+        if let Some(hint) = hint {
+            line["hint"] = hint.into();
+        }
+        output::tell(json::line(&line));
+    } else {
+        output::tell(format_args!("error: {text}"));
+        if let Some(hint) = hint {
+            output::tell(format_args!("hint: {hint}"));
         }
     }
-}
-
-/// A reader that has seen enough (`| head`) is no error.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let is = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-    };
-    error.chain().any(is)
+    exit
 }
 
 /// Keys in memory must not reach a core file; buffers that come and go must not be given back to the kernel each time,
@@ -202,6 +249,13 @@ fn harden() {
 
 impl Command {
     fn run(&self, global: &Global) -> Result<Exit> {
+        #[cfg(feature = "mount")]
+        let asks_mount = matches!(self, Command::Mount(_));
+        #[cfg(not(feature = "mount"))]
+        let asks_mount = false;
+        if let Some(what) = global.store.mount_directory().filter(|_| !asks_mount) {
+            bail!("`--stats {}` is not known, only `--stats requests`", what.display());
+        }
         match self {
             Command::Init(args) => init::run(args, global),
             Command::Backup(args) => backup::run(args, global),
@@ -228,6 +282,15 @@ impl Command {
 }
 
 impl Global {
+    /// Says on standard error what is no error: a `warning` or a `note`. What is not printable is escaped.
+    pub fn tell(&self, sort: &str, message: &str) {
+        if self.json {
+            output::tell(json::line(&serde_json::json!({ "message_type": sort, "message": message })));
+        } else {
+            output::tell(format_args!("{sort}: {}", output::quote_lines(message)));
+        }
+    }
+
     /// The repository as the user named it.
     pub fn repository_name(&self) -> Result<String> {
         if let Some(name) = &self.repository {
@@ -243,28 +306,17 @@ impl Global {
         match std::env::var("RESTIC_REPOSITORY") {
             Ok(name) => {
                 if !self.quiet {
-                    eprintln!("note: no repository given; using $RESTIC_REPOSITORY");
+                    self.tell("note", "no repository given; using $RESTIC_REPOSITORY");
                 }
                 Ok(name)
             }
-            Err(_) => bail!("no repository given: use `-r DIRECTORY` or $BYGONE_REPOSITORY"),
+            Err(_) => bail!("no repository given: use `-r REPOSITORY` or $BYGONE_REPOSITORY"),
         }
     }
 
     /// The store that the repository lies in.
     pub fn backend(&self) -> Result<Arc<dyn Backend>> {
-        let name = self.repository_name()?;
-        if name.is_empty() {
-            bail!("the repository's name is empty");
-        }
-        let schemes = ["s3", "swift", "sftp", "rest", "rclone", "b2", "gs", "azure", "opendal"];
-        match name.split_once(':') {
-            Some(("local", path)) => Ok(Arc::new(Local::new(path))),
-            Some((scheme, _)) if schemes.contains(&scheme) => {
-                bail!("this version keeps repositories in local directories only, not in `{scheme}:`")
-            }
-            _ => Ok(Arc::new(Local::new(name))),
-        }
+        self.store.open(&self.repository_name()?)
     }
 
     /// Where local indexes and caches live; `None` with `--no-cache` or if there is no place.
@@ -281,7 +333,12 @@ impl Global {
 
     /// How to open the repository.
     pub fn open_options(&self) -> OpenOptions {
-        OpenOptions { cache_dir: self.cache_directory(), segment_cache_len: 0 }
+        OpenOptions {
+            cache_dir: self.cache_directory(),
+            segment_cache_len: 0,
+            cache_len_max: self.cache_dir_size.map_or(0, |mib| mib.saturating_mul(1 << 20)),
+            warn: Some(output::warn_of_damage),
+        }
     }
 
     /// The password of the repository.
@@ -291,10 +348,20 @@ impl Global {
 
     /// Opens the repository.
     pub fn open_repository(&self) -> Result<Arc<Repository>> {
+        self.open_with(&self.open_options())
+    }
+
+    /// Opens the repository to keep at most `len` bytes of decoded data in memory.
+    pub fn open_repository_with_cache(&self, len: u64) -> Result<Arc<Repository>> {
+        let segment_cache_len = usize::try_from(len).unwrap_or(usize::MAX).max(1);
+        self.open_with(&OpenOptions { segment_cache_len, ..self.open_options() })
+    }
+
+    fn open_with(&self, options: &OpenOptions) -> Result<Arc<Repository>> {
         let backend = self.backend()?;
         // Without a repository there is no need to ask for a password.
-        Repository::probe(&*backend)?;
-        Ok(Repository::open(backend, &self.read_password()?, &self.open_options())?)
+        let found = Repository::find(backend)?;
+        Ok(found.open(&self.read_password()?, options)?)
     }
 
     /// The one snapshot that `selector` means, and the path behind its colon.

@@ -18,11 +18,13 @@ use anyhow::{Context, Result, bail};
 use jiff::tz::TimeZone;
 
 use super::exit::Exit;
-use super::{Global, SnapshotFilter};
+use super::{Global, SnapshotFilter, output};
 use crate::browse;
 use crate::format::snapshot::Snapshot;
+use crate::fuse::stats::STATS_XATTR;
 use crate::fuse::{self, Mounted, POLL_DEFAULT};
 use crate::repo::Repository;
+use crate::source::exclude::parse_size;
 use crate::vfs::{self, PATH_TEMPLATES, TIME_TEMPLATE, Templates, Vfs, View};
 
 /// Shows the snapshots as directories.
@@ -30,7 +32,7 @@ use crate::vfs::{self, PATH_TEMPLATES, TIME_TEMPLATE, Templates, Vfs, View};
 pub struct Args {
     /// An empty directory to mount on; before it, to show one snapshot only, which one: `latest`, an id or its
     /// beginning, with `:PATH` a directory in it
-    #[arg(required = true, num_args = 1..=2, value_name = "[SNAPSHOT[:PATH]] DIRECTORY")]
+    #[arg(required_unless_present = "statistics", num_args = 1..=2, value_name = "[SNAPSHOT[:PATH]] DIRECTORY")]
     what: Vec<OsString>,
     /// Stay in the foreground
     #[arg(short, long)]
@@ -50,19 +52,31 @@ pub struct Args {
     /// Microseconds to watch for the next request before sleeping; 0 saves power and makes small files slower
     #[arg(long, value_name = "TIME", default_value_t = POLL_DEFAULT.as_micros() as u64)]
     poll_us: u64,
+    /// Bytes of decoded data to keep in memory, at most
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    cache_size: String,
     #[command(flatten)]
     filter: SnapshotFilter,
 }
 
 /// Runs the command.
 pub fn run(args: &Args, global: &Global) -> Result<Exit> {
+    // Nothing to mount: `--stats DIRECTORY` asks a running mount what it has done.
+    if let Some(directory) = global.store.mount_directory() {
+        if !args.what.is_empty() {
+            bail!("`mount --stats` takes the directory of a running mount and nothing else");
+        }
+        return print_stats(directory);
+    }
     let (selector, directory) = match &args.what[..] {
         [directory] => (None, Path::new(directory)),
         [selector, directory] => {
             (Some(selector.to_str().context("the snapshot is not valid UTF-8")?), directory.as_ref())
         }
-        _ => unreachable!("the parser takes one or two"),
+        [] => bail!("which directory is to be mounted on?"),
+        _ => unreachable!("the parser takes at most two"),
     };
+    let cache_len = parse_size(&args.cache_size).with_context(|| format!("--cache-size {}", args.cache_size))?;
     let background = match args.foreground {
         true => None,
         false => match fork()? {
@@ -72,7 +86,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     };
     let zone = TimeZone::system();
     let templates = Templates::new(&args.path_template, &args.time_template, zone)?;
-    let repo = global.open_repository()?;
+    let repo = global.open_repository_with_cache(cache_len)?;
     check_directory(&repo, global, directory)?;
     let mounted = mount(args, global, &repo, templates, selector, directory, background.is_some())?;
     end_on_signal(&mounted)?;
@@ -120,6 +134,18 @@ fn mount(
     Ok(fuse::mount(Arc::new(vfs), directory, options)?)
 }
 
+/// Prints what the mount on `directory` tells of itself.
+fn print_stats(directory: &Path) -> Result<Exit> {
+    let mut json = vec![0; 64 << 10];
+    let name = OsStr::from_bytes(STATS_XATTR);
+    let len = rustix::fs::getxattr(directory, name, &mut json)
+        .with_context(|| format!("`{}` is not the directory that a repository is mounted on", directory.display()))?;
+    json.truncate(len);
+    json.push(b'\n');
+    output::stdout().write_all(&json)?;
+    Ok(Exit::Success)
+}
+
 /// Refuses directories that a mount would do harm to: the repository's own, and those that snapshots were made of, which
 /// it would hide from the next backup.
 fn check_directory(repo: &Repository, global: &Global, directory: &Path) -> Result<()> {
@@ -156,7 +182,7 @@ fn end_on_signal(mounted: &Mounted) -> Result<()> {
                 std::process::exit(Exit::Interrupted as i32);
             }
             if let Err(error) = point.detach() {
-                eprintln!("error: {:#}", anyhow::Error::from(error));
+                output::tell(format_args!("error: {}", output::error_text(&error.into())));
             }
         }
     };
@@ -178,7 +204,7 @@ impl Journal {
     const PRIORITY: u32 = 3 << 3 | 3;
 
     fn tell(&self, error: &vfs::Error) {
-        let message = super::output::quote_lines(&error.to_string()).to_string();
+        let message = output::quote_lines(&error.to_string());
         let mut last = self.last.lock().expect("no panic while held");
         if last.as_ref().is_some_and(|(told, at)| *told == message && at.elapsed() < Self::QUIET) {
             return;
@@ -187,7 +213,7 @@ impl Journal {
             let line = format!("<{}>bygone[{}]: {message}", Self::PRIORITY, std::process::id());
             let _ = UnixDatagram::unbound().and_then(|socket| socket.send_to(line.as_bytes(), "/dev/log"));
         } else {
-            eprintln!("error: {message}");
+            output::tell(format_args!("error: {message}"));
         }
         *last = Some((message, Instant::now()));
     }
@@ -249,7 +275,7 @@ impl Background {
 }
 
 /// Options of `mount -o` that become options of the command, and whether they have a value.
-const HELPER_OPTIONS: [(&str, bool); 12] = [
+const HELPER_OPTIONS: [(&str, bool); 13] = [
     ("password_file", true),
     ("password_command", true),
     ("cache_dir", true),
@@ -259,6 +285,7 @@ const HELPER_OPTIONS: [(&str, bool); 12] = [
     ("path_template", true),
     ("time_template", true),
     ("poll_us", true),
+    ("cache_size", true),
     ("host", true),
     ("tag", true),
     ("path", true),

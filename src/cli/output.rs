@@ -1,7 +1,9 @@
 //! What people see: names without surprises, sizes, times, errors, progress.
 
 use std::borrow::Cow;
-use std::io::{IsTerminal, Write};
+use std::collections::VecDeque;
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -9,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::exit::Exit;
+use super::{exit::Exit, json};
+use crate::backend::ObjectKind;
 use crate::format::tree::Time;
 use crate::progress::{Progress, SourceError};
+use crate::repo;
 
 /// A name as it may be shown: as it is if it is printable, else quoted with escapes. No byte of a file name reaches a
 /// terminal as a control character.
@@ -85,15 +89,98 @@ fn zoned(time: Time) -> jiff::Zoned {
     timestamp.to_zoned(jiff::tz::TimeZone::system())
 }
 
+/// Standard output. Its errors can be told from those of everything else: see [`is_broken_pipe`].
+pub struct Stdout(io::StdoutLock<'static>);
+
+/// Standard output, until it is dropped this thread's alone.
+pub fn stdout() -> Stdout {
+    Stdout(io::stdout().lock())
+}
+
+/// What [`Stdout`] and [`named`] wrap the errors of writing in.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output: {0}")]
+struct StdoutError(io::Error);
+
+/// An error of writing to standard output that says so.
+pub fn named(error: io::Error) -> io::Error {
+    // The callers of a writer try again by themselves.
+    if error.kind() == io::ErrorKind::Interrupted { error } else { io::Error::new(error.kind(), StdoutError(error)) }
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(named)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(named)
+    }
+}
+
+/// Whether an error is that the reader of standard output has gone away, as `head` does when it has seen enough. A
+/// broken pipe of anything else, of a file system or a command, is an error like any other.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|error| {
+        error.kind() == io::ErrorKind::BrokenPipe && error.get_ref().is_some_and(|inner| inner.is::<StdoutError>())
+    })
+}
+
+/// Writes a line to standard error. If that is gone there is nobody to tell.
+pub fn tell(line: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// An error with its causes in one line, each said once: some already name theirs.
+pub fn error_text(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if text != cause && !text.ends_with(&format!(": {cause}")) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    quote_lines(&text)
+}
+
+/// A count with its noun: `1 file`, `2 files`.
+pub fn counted(count: u64, noun: &str) -> String {
+    let plural = match noun.strip_suffix('y') {
+        _ if count == 1 => return format!("1 {noun}"),
+        Some(stem) => format!("{stem}ies"),
+        None => format!("{noun}s"),
+    };
+    format!("{count} {plural}")
+}
+
 /// Tells what could not be handled, on standard error; the exit code that follows.
-pub fn report_errors(progress: &Progress) -> Exit {
-    progress.take_errors().iter().for_each(report_error);
+pub fn report_errors(progress: &Progress, json: bool) -> Exit {
+    progress.take_errors().iter().for_each(|error| report_error(error, json));
     if progress.error_count() == 0 { Exit::Success } else { Exit::Partial }
 }
 
-fn report_error(error: &SourceError) {
+/// Tells of a damaged object that a command goes on without.
+pub fn warn_of_damage(error: &repo::Error) {
+    let next = match error.object_kind() {
+        Some(ObjectKind::Key) => "its password opens nothing any more",
+        _ => "going on without it; `bygone check` tells what is affected",
+    };
+    tell(format_args!("warning: {}; {next}", quote_lines(&error.to_string())));
+}
+
+fn report_error(error: &SourceError, json: bool) {
     let SourceError { path, during, message } = error;
-    eprintln!("error: cannot {during} {}: {}", quote(path), quote(message.as_bytes()));
+    // What is below a snapshot's root has no name of its own for it.
+    let path: &[u8] = if path.is_empty() { b"/" } else { path };
+    if json {
+        let item = String::from_utf8_lossy(path);
+        let line = serde_json::json!({
+            "message_type": "error", "error": { "message": message }, "during": during, "item": item
+        });
+        return tell(json::line(&line));
+    }
+    tell(format_args!("error: cannot {during} {}: {}", quote(path), quote(message.as_bytes())));
 }
 
 /// Shows an operation's progress until it is dropped.
@@ -145,23 +232,32 @@ fn watch(progress: &Progress, what: &'static str, show: Show, stop: &AtomicBool)
     let started = Instant::now();
     let bar = (show == Show::Bar).then(|| new_bar(what));
     let mut told = started;
+    let mut rate = Rate::default();
+    let json = show == Show::Json;
     while !stop.load(Ordering::Relaxed) {
         std::thread::park_timeout(Duration::from_millis(100));
         let errors = progress.take_errors();
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let (bytes, total) = (load(&progress.bytes_done), load(&progress.bytes_total));
         if let Some(bar) = &bar {
-            bar.suspend(|| errors.iter().for_each(report_error));
+            if !errors.is_empty() {
+                bar.suspend(|| errors.iter().for_each(|error| report_error(error, false)));
+            }
             if total > 0 && bar.length() != Some(total.max(bytes)) {
                 bar.set_length(total.max(bytes));
                 bar.set_style(style(true));
             }
+            rate.add(started.elapsed(), bytes);
             bar.set_position(bytes);
-            bar.set_message(format!("{} entries  {}", load(&progress.files_done), quote(&progress.current())));
+            let count = counted(load(&progress.files_done), "entry");
+            let passed = format!("{} passed", clock(started.elapsed().as_secs()));
+            let all = [rate.text(total), passed, count].into_iter().filter(|text| !text.is_empty());
+            let text = all.collect::<Vec<_>>().join(", ");
+            bar.set_message(format!("{text}  {}", quote(&progress.current())));
         } else {
-            errors.iter().for_each(report_error);
+            errors.iter().for_each(|error| report_error(error, json));
         }
-        if show == Show::Json && told.elapsed() >= Duration::from_secs(1) {
+        if json && told.elapsed() >= Duration::from_secs(1) {
             told = Instant::now();
             let status = serde_json::json!({
                 "message_type": "status",
@@ -173,11 +269,58 @@ fn watch(progress: &Progress, what: &'static str, show: Show, stop: &AtomicBool)
                 "bytes_done": bytes,
                 "error_count": progress.error_count(),
             });
-            let _ = writeln!(std::io::stdout().lock(), "{status}");
+            let _ = writeln!(stdout(), "{status}");
         }
     }
     if let Some(bar) = bar {
         bar.finish_and_clear();
+    }
+}
+
+/// How fast it goes, by what was done in the last seconds.
+#[derive(Default)]
+struct Rate {
+    /// When, and how many bytes were done then.
+    samples: VecDeque<(Duration, u64)>,
+}
+
+/// Seconds that a rate is taken over: long enough to be steady, short enough to follow.
+const RATE_OVER: Duration = Duration::from_secs(15);
+/// Before this much is known a rate would be a guess.
+const RATE_FROM: Duration = Duration::from_secs(1);
+
+impl Rate {
+    fn add(&mut self, at: Duration, bytes: u64) {
+        self.samples.push_back((at, bytes));
+        while self.samples.get(1).is_some_and(|(second, _)| at.saturating_sub(*second) >= RATE_OVER) {
+            self.samples.pop_front();
+        }
+    }
+
+    /// Bytes a second, once enough is known.
+    fn per_second(&self) -> Option<f64> {
+        let ((from, first), (to, last)) = (self.samples.front()?, self.samples.back()?);
+        let over = to.saturating_sub(*from);
+        (over >= RATE_FROM).then(|| last.saturating_sub(*first) as f64 / over.as_secs_f64())
+    }
+
+    /// The rate and, if the `total` is known, the time left.
+    fn text(&self, total: u64) -> String {
+        let Some(rate) = self.per_second() else { return String::new() };
+        let mut text = format!("{}/s", human_size(rate as u64));
+        let left = total.saturating_sub(self.samples.back().map_or(0, |(_, bytes)| *bytes));
+        if left > 0 && rate >= 1.0 {
+            text += &format!(", {} left", clock((left as f64 / rate).ceil() as u64));
+        }
+        text
+    }
+}
+
+/// Seconds as minutes and seconds, or hours with both.
+fn clock(seconds: u64) -> String {
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, minutes, seconds) => format!("{minutes}:{seconds:02}"),
+        (hours, minutes, seconds) => format!("{hours}:{minutes:02}:{seconds:02}"),
     }
 }
 
@@ -188,11 +331,12 @@ fn new_bar(what: &'static str) -> ProgressBar {
     bar
 }
 
+/// What matters most comes first: a terminal of 80 columns has room up to the time left.
 fn style(total_is_known: bool) -> ProgressStyle {
     let template = if total_is_known {
-        "{prefix} [{elapsed_precise}] {bar:24} {percent}% {bytes}/{total_bytes} {binary_bytes_per_sec} ETA {eta} {wide_msg}"
+        "{prefix} {bar:10} {percent}% {binary_bytes} of {binary_total_bytes}, {wide_msg}"
     } else {
-        "{prefix} [{elapsed_precise}] {bytes} {binary_bytes_per_sec} {wide_msg}"
+        "{prefix} {binary_bytes}, {wide_msg}"
     };
     ProgressStyle::with_template(template).expect("the template is constant")
 }
@@ -229,6 +373,51 @@ mod tests {
         assert_eq!(quote(b"\xff\"\\"), r#""\xff\"\\""#);
         assert_eq!(quote("\u{202e}cod".as_bytes()), r#""\u202ecod""#);
         assert_eq!(quote("\u{9b}31m".as_bytes()), r#""\u009b31m""#);
+    }
+
+    #[test]
+    fn a_rate_is_that_of_the_last_seconds_and_no_guess() {
+        let mut rate = Rate::default();
+        let second = |s: f64| Duration::from_secs_f64(s);
+        rate.add(second(0.1), 5 << 20);
+        rate.add(second(0.6), 6 << 20);
+        assert_eq!(rate.text(1 << 30), "", "half a second says nothing");
+        for tenth in 11..1000_u32 {
+            rate.add(second(f64::from(tenth) / 10.0), (10 << 20) + (u64::from(tenth) << 20));
+        }
+        assert_eq!(rate.per_second().unwrap().round(), f64::from(10 << 20));
+        assert!(rate.samples.len() <= 152, "{}", rate.samples.len());
+        let done = rate.samples.back().unwrap().1;
+        assert_eq!(rate.text(done + (25 << 20)), "10.0 MiB/s, 0:03 left");
+        assert_eq!(rate.text(done + (100 << 30)), "10.0 MiB/s, 2:50:40 left");
+        assert_eq!((rate.text(done), rate.text(0)), ("10.0 MiB/s".to_owned(), "10.0 MiB/s".to_owned()));
+        for tenth in 1000..1200_u32 {
+            rate.add(second(f64::from(tenth) / 10.0), done);
+        }
+        assert_eq!(rate.text(done + 1), "0 B/s", "standing still, nobody knows how long it takes");
+    }
+
+    #[test]
+    fn a_cause_that_an_error_names_itself_is_said_once() {
+        let io = || io::Error::other("no such thing");
+        let outer = crate::repo::Error::System { op: "look", source: io() };
+        let error = anyhow::Error::from(outer).context("cannot go on");
+        assert_eq!(error_text(&error), "cannot go on: cannot look: no such thing");
+        assert_eq!(error_text(&anyhow::Error::from(io()).context("cannot look")), "cannot look: no such thing");
+    }
+
+    #[test]
+    fn only_a_broken_pipe_of_standard_output_is_a_reader_that_went_away() {
+        let pipe = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_broken_pipe(&anyhow::Error::from(named(pipe())).context("cannot write the file")));
+        assert!(!is_broken_pipe(&anyhow::Error::from(pipe()).context("cannot read `packs/00`")));
+        assert!(!is_broken_pipe(&anyhow::Error::from(named(io::ErrorKind::StorageFull.into()))));
+    }
+
+    #[test]
+    fn counts_are_grammatical() {
+        let counts = [counted(1, "file"), counted(0, "file"), counted(2, "entry"), counted(1, "entry")];
+        assert_eq!(counts, ["1 file", "0 files", "2 entries", "1 entry"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::output::{human_size, quote, report_errors};
+use super::output::{self, counted, human_size, quote, report_errors};
 use super::{Global, SnapshotFilter, entry, json};
 use crate::progress::Progress;
 use crate::restore::{self, Action, Options, Overwrite, Select, Selection};
@@ -33,19 +33,19 @@ pub struct Args {
     /// Only show what would be done; each entry with -v
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Restore only what matches; may be repeated
+    /// Restore only what matches (can be given several times)
     #[arg(short, long, value_name = "PATTERN", conflicts_with_all = ["exclude", "iexclude", "exclude_file"])]
     include: Vec<String>,
-    /// The same, capital and small letters alike
+    /// As --include, ignoring case
     #[arg(long, value_name = "PATTERN", conflicts_with_all = ["exclude", "iexclude", "exclude_file"])]
     iinclude: Vec<String>,
     /// Read patterns to include from a file, one a line
     #[arg(long, value_name = "FILE", conflicts_with_all = ["exclude", "iexclude", "exclude_file"])]
     include_file: Vec<PathBuf>,
-    /// Do not restore what matches; may be repeated
+    /// Do not restore what matches (can be given several times)
     #[arg(short, long, value_name = "PATTERN")]
     exclude: Vec<String>,
-    /// The same, capital and small letters alike
+    /// As --exclude, ignoring case
     #[arg(long, value_name = "PATTERN")]
     iexclude: Vec<String>,
     /// Read patterns to exclude from a file, one a line
@@ -54,7 +54,7 @@ pub struct Args {
     /// Read every written file back and compare it
     #[arg(long)]
     verify: bool,
-    /// Make holes of zeros; holes of the source are restored anyway
+    /// Make holes of zeros; holes of the source are restored as holes anyway
     #[arg(long)]
     sparse: bool,
     /// Give files to the users and groups of the same name instead of the same number
@@ -67,14 +67,14 @@ pub struct Args {
 /// What happens to files that are there already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 enum How {
-    /// They are made equal to the snapshot's
+    /// They are made equal to the snapshot's, whatever their times
     #[default]
     Always,
-    /// So are those whose size or modification time differs
+    /// Those whose size or modification time differs are made equal
     IfChanged,
-    /// So are those that the snapshot has a newer version of
+    /// Those that the snapshot has a newer version of are made equal, the others stay
     IfNewer,
-    /// They stay
+    /// All of them stay
     Never,
 }
 
@@ -140,8 +140,19 @@ fn name(action: Action) -> &'static str {
         Action::Restored => "restored",
         Action::Updated => "updated",
         Action::Unchanged => "unchanged",
-        Action::Skipped => "skipped",
+        Action::Kept => "kept",
         Action::Deleted => "deleted",
+    }
+}
+
+/// What is said of an action that has not been taken.
+fn would(action: Action) -> &'static str {
+    match action {
+        Action::Restored => "would restore",
+        Action::Updated => "would update",
+        Action::Unchanged => "unchanged",
+        Action::Kept => "would keep",
+        Action::Deleted => "would delete",
     }
 }
 
@@ -174,12 +185,12 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     let report = |path: &[u8], action: Action, size: u64| {
         let detail = match action {
             Action::Restored | Action::Updated | Action::Deleted => 1,
-            Action::Unchanged | Action::Skipped => 2,
+            Action::Unchanged | Action::Kept => 2,
         };
         if global.verbose < detail {
             return;
         }
-        let mut out = std::io::stdout().lock();
+        let mut out = output::stdout();
         // A reader that has gone away does not end a restore.
         let _ = if global.json {
             let status = JsonStatus {
@@ -191,7 +202,8 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
             };
             json::write_line(&mut out, &status)
         } else {
-            writeln!(out, "{:<9} {} {}", name(action), quote(path), human_size(size))
+            let (what, width) = if args.dry_run { (would(action), 13) } else { (name(action), 9) };
+            writeln!(out, "{what:<width$} {} {}", quote(path), human_size(size))
         };
     };
     let options = Options {
@@ -222,27 +234,32 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         Err(restore::Error::Repository(error)) => return Err(error.into()),
         result => result?,
     };
-    let exit = report_errors(&progress);
+    let exit = report_errors(&progress, global.json);
     let seconds_elapsed = started.elapsed().as_secs_f64();
     if global.json {
-        println!("{}", serde_json::to_string(&JsonSummary { message_type: "summary", seconds_elapsed, summary })?);
+        let line = JsonSummary { message_type: "summary", seconds_elapsed, summary };
+        json::write_line(&mut output::stdout(), &line)?;
     } else if !global.quiet {
         let verb = if args.dry_run { "would restore" } else { "restored" };
         let mut line = format!(
-            "{verb} {} of {} entries, {} of {}, from snapshot {} in {seconds_elapsed:.2} s",
+            "{verb} {} of {}, {} of {}, from snapshot {} in {seconds_elapsed:.2} s",
             summary.files_restored,
-            summary.total_files,
+            counted(summary.total_files, "entry"),
             human_size(summary.bytes_restored),
             human_size(summary.total_bytes),
             id.short(),
         );
         if summary.files_skipped > 0 {
-            line += &format!("; {} were there already", summary.files_skipped);
+            let were = if summary.files_skipped == 1 { "was" } else { "were" };
+            line += &format!("; {} {were} there already", summary.files_skipped);
         }
-        if summary.files_deleted > 0 {
-            line += &format!("; {} deleted", summary.files_deleted);
+        let would = if args.dry_run { "would be " } else { "" };
+        for (count, what) in [(summary.files_kept, "kept"), (summary.files_deleted, "deleted")] {
+            if count > 0 {
+                line += &format!("; {count} {would}{what}");
+            }
         }
-        println!("{line}");
+        writeln!(output::stdout(), "{line}")?;
     }
     Ok(exit)
 }

@@ -26,7 +26,10 @@ impl SnapshotFilter {
     /// Whether a snapshot passes.
     pub fn matches(&self, snapshot: &Snapshot) -> bool {
         let has_tags = |list: &String| {
-            list.split(',').filter(|tag| !tag.is_empty()).all(|tag| snapshot.tags.iter().any(|have| have == tag))
+            list.split(',')
+                .map(str::trim)
+                .filter(|tag| !tag.is_empty())
+                .all(|tag| snapshot.tags.iter().any(|have| have == tag))
                 && (!list.is_empty() || snapshot.tags.is_empty())
         };
         (self.host.is_empty() || self.host.contains(&snapshot.host))

@@ -6,8 +6,8 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::output::{human_size, local_time, print_table, quote, rfc3339};
-use super::{Global, SnapshotFilter};
+use super::output::{self, counted, human_size, local_time, print_table, quote, rfc3339};
+use super::{Global, SnapshotFilter, json};
 use crate::format::snapshot::{Snapshot, Summary};
 use crate::format::tree::Kind;
 use crate::id::ObjectId;
@@ -95,10 +95,10 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         kept.reverse();
         snapshots = kept;
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     if global.json {
         let list: Vec<JsonSnapshot> = snapshots.iter().map(|(id, snapshot)| JsonSnapshot::new(id, snapshot)).collect();
-        writeln!(out, "{}", serde_json::to_string(&list)?)?;
+        json::write_line(&mut out, &list)?;
         return Ok(Exit::Success);
     }
     let join = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(" ");
@@ -128,7 +128,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     }
     print_table(&mut out, heading, &rows)?;
     if !global.quiet {
-        writeln!(out, "{} snapshot{}", rows.len(), if rows.len() == 1 { "" } else { "s" })?;
+        writeln!(out, "{}", counted(rows.len() as u64, "snapshot"))?;
     }
     Ok(Exit::Success)
 }

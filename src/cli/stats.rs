@@ -4,13 +4,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Write};
 
 use anyhow::{Result, bail};
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::output::{human_size, report_errors};
-use super::{Global, SnapshotFilter};
+use super::output::{self, human_size, report_errors};
+use super::{Global, SnapshotFilter, json};
 use crate::backend::ObjectKind;
 use crate::browse::{self, Event, Walk};
 use crate::format::content::{Content, Part};
@@ -133,36 +134,36 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         }
     }
     if global.json {
-        println!("{}", serde_json::to_string(&totals)?);
+        json::write_line(&mut output::stdout(), &totals)?;
     } else {
-        print(&totals, args.mode);
+        print(&mut output::stdout(), &totals, args.mode)?;
     }
-    Ok(report_errors(&count.progress))
+    Ok(report_errors(&count.progress, global.json))
 }
 
-fn print(totals: &Totals, mode: Mode) {
+fn print(out: &mut impl Write, totals: &Totals, mode: Mode) -> io::Result<()> {
     let name = match mode {
         Mode::RestoreSize => "restore-size",
         Mode::FilesByContents => "files-by-contents",
         Mode::BlobsPerFile => "blobs-per-file",
         Mode::RawData => "raw-data",
     };
-    println!("Stats in {name} mode:");
-    println!("     Snapshots processed:  {}", totals.snapshots_count);
+    writeln!(out, "Stats in {name} mode:")?;
+    writeln!(out, "     Snapshots processed:  {}", totals.snapshots_count)?;
     if let Some(files) = totals.total_file_count {
-        println!("        Total File Count:  {files}");
+        writeln!(out, "        Total File Count:  {files}")?;
     }
     if let Some(blobs) = totals.total_blob_count {
-        println!("        Total Blob Count:  {blobs}");
+        writeln!(out, "        Total Blob Count:  {blobs}")?;
     }
     if let Some(plain) = totals.total_uncompressed_size {
-        println!(" Total Uncompressed Size:  {}", human_size(plain));
+        writeln!(out, " Total Uncompressed Size:  {}", human_size(plain))?;
     }
     if let (Some(ratio), Some(saving)) = (totals.compression_ratio, totals.compression_space_saving) {
-        println!("       Compression Ratio:  {ratio:.2}x");
-        println!("Compression Space Saving:  {saving:.2}%");
+        writeln!(out, "       Compression Ratio:  {ratio:.2}x")?;
+        writeln!(out, "Compression Space Saving:  {saving:.2}%")?;
     }
-    println!("              Total Size:  {}", human_size(totals.total_size));
+    writeln!(out, "              Total Size:  {}", human_size(totals.total_size))
 }
 
 /// Plain bytes in the repository's packs for each stored byte.
@@ -171,7 +172,7 @@ fn ratio(repo: &Repository) -> Result<f64> {
     repo.backend().list(ObjectKind::Index, &mut |object| objects.push(object.id))?;
     let (mut plain, mut stored) = (0u64, 0u64);
     for id in objects {
-        for pack in repo.index_object(&id)? {
+        for pack in repo.readable_index_object(&id)?.unwrap_or_default() {
             stored += pack.len;
             plain += pack.blobs.iter().map(|blob| u64::from(blob.len)).sum::<u64>();
         }

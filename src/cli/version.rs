@@ -4,8 +4,8 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use super::Global;
 use super::exit::Exit;
+use super::{Global, json, output};
 use crate::format::header::VERSION;
 
 /// Arguments of `version`.
@@ -14,14 +14,11 @@ pub struct Args {}
 
 /// Prints the version.
 pub fn run(_: &Args, global: &Global) -> Result<Exit> {
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     let version = env!("CARGO_PKG_VERSION");
     if global.json {
-        writeln!(
-            out,
-            "{}",
-            serde_json::json!({"message_type": "version", "version": version, "format_version": VERSION})
-        )?;
+        let line = serde_json::json!({"message_type": "version", "version": version, "format_version": VERSION});
+        json::write_line(&mut out, &line)?;
     } else {
         writeln!(out, "bygone {version} (repository format {VERSION})")?;
     }

@@ -257,7 +257,7 @@ impl Context<'_> {
                 }
                 Ok(Action::Unchanged)
             }
-            Plan::Skip => Ok(Action::Skipped),
+            Plan::Skip => Ok(Action::Kept),
         }
     }
 
@@ -267,7 +267,7 @@ impl Context<'_> {
             Plan::Create => Action::Restored,
             Plan::Replace => Action::Updated,
             Plan::Refresh => Action::Unchanged,
-            Plan::Skip => Action::Skipped,
+            Plan::Skip => Action::Kept,
             Plan::Compare => match self.open_same(&task.dir, node) {
                 Some(fd) if self.matches(fd.as_fd(), node)? => Action::Unchanged,
                 _ => Action::Updated,

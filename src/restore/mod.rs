@@ -92,8 +92,8 @@ pub enum Action {
     Updated,
     /// It was there; at most its metadata was set.
     Unchanged,
-    /// What was there stays, as `overwrite` says.
-    Skipped,
+    /// What was there stays, whatever it is, as `overwrite` says.
+    Kept,
     /// The snapshot does not have it; it is gone.
     Deleted,
 }
@@ -131,16 +131,20 @@ pub struct Summary {
     pub total_files: u64,
     /// Of these, made or replaced.
     pub files_restored: u64,
-    /// Of these, there already or left as they were.
+    /// Of these, there already.
     pub files_skipped: u64,
+    /// Of these, kept out by something else that stays, as `overwrite` says.
+    pub files_kept: u64,
     /// Entries removed because the snapshot does not have them.
     pub files_deleted: u64,
     /// Bytes of the selected files.
     pub total_bytes: u64,
     /// Of these, in files made or replaced.
     pub bytes_restored: u64,
-    /// Of these, in files there already or left as they were.
+    /// Of these, in files there already.
     pub bytes_skipped: u64,
+    /// Of these, in files kept out by something else that stays.
+    pub bytes_kept: u64,
 }
 
 /// Why nothing, or not everything, could be restored. Single entries that fail are reported to [`Progress`] instead.
@@ -174,6 +178,7 @@ struct Context<'a> {
     random: u64,
     restored: [AtomicU64; 2],
     skipped: [AtomicU64; 2],
+    kept: [AtomicU64; 2],
     deleted: AtomicU64,
 }
 
@@ -182,7 +187,8 @@ impl Context<'_> {
     fn count(&self, action: Action, len: u64, path: impl FnOnce() -> Vec<u8>) {
         let counts = match action {
             Action::Restored | Action::Updated => Some(&self.restored),
-            Action::Unchanged | Action::Skipped => Some(&self.skipped),
+            Action::Unchanged => Some(&self.skipped),
+            Action::Kept => Some(&self.kept),
             Action::Deleted => None,
         };
         match counts {
@@ -224,6 +230,7 @@ pub fn run(
         random: u64::from_le_bytes(random),
         restored: Default::default(),
         skipped: Default::default(),
+        kept: Default::default(),
         deleted: AtomicU64::new(0),
     };
     let (root, made) = open_target(target, options.dry_run)?;
@@ -256,10 +263,12 @@ pub fn run(
         total_files: files,
         files_restored: get(&context.restored[0]),
         files_skipped: get(&context.skipped[0]),
+        files_kept: get(&context.kept[0]),
         files_deleted: get(&context.deleted),
         total_bytes: bytes,
         bytes_restored: get(&context.restored[1]),
         bytes_skipped: get(&context.skipped[1]),
+        bytes_kept: get(&context.kept[1]),
     })
 }
 
