@@ -2,8 +2,10 @@
 
 Sets: source, dump and image back up day 1, back up again with nothing changed, back up day 2, restore it, compare it,
 and read everything back for a check. mount backs up all three, mounts the snapshot and reads it, each time from a fresh
-mount with the kernel's name and attribute caches dropped; the kernel's squashfs shows the limit. many is a repository
-of 1,000 small snapshots and a tree of 1,000,000 small files (for bygone alone, unless --tools says otherwise).
+mount with the kernel's name and attribute caches dropped. Beside them the kernel's squashfs, the source itself (tmpfs)
+and two file systems that have every answer ready, of nothing (null) or of the source (pass), show the limits. many is a repository
+of 1,000 small snapshots and a tree of 1,000,000 small files (for bygone alone, unless --tools says otherwise). huge is
+the mount of a repository with 10,000,000 blobs and 1,000 snapshots.
 """
 
 import argparse
@@ -17,14 +19,16 @@ from pathlib import Path
 import meter
 from common import DEFAULT_DIR, MIB, Failure, end_group, prefer, remove, run, say, start, tail, unmount
 from data import SETS, Stage, live, parked
-from programs import BY_NAME, PEERS, Place
+from programs import BY_NAME, PEERS, PROJECT, Place
 
-ALL = (*SETS, "mount", "many")
+ALL = (*SETS, "mount", "many", "huge")
 TIMEOUT = 1800
 MOUNT_LIMIT = 90
 RANDOM_READS, RANDOM_LIMIT = 20_000, 20
 MANY_FILES, MANY_SNAPSHOTS, MANY_DIRS = 1_000_000, 1_000, 100
-NEEDED_MIB = {"source": 2048, "dump": 1536, "image": 5120, "mount": 1024, "many": 2048}
+NEEDED_MIB = {"source": 2048, "dump": 1536, "image": 5120, "mount": 2560, "many": 2048, "huge": 3072}
+HUGE = PROJECT / "target/release/examples/huge"
+HUGE_BLOBS, HUGE_SNAPSHOTS = 10_000_000, 1_000
 
 
 class Results:
@@ -200,16 +204,25 @@ class Mounted:
 def measure_mount(bench, root):
     """Reads one snapshot of all three sets off a mount."""
     tool = bench.tool
+    bench.place.live = root / "live"
     if not tool.mount(bench.place, 1):
         return
     stages = [Stage(root, name) for name in SETS]
     try:
         for stage in stages:
             stage.show(1)
+        if tool.shows_source:
+            return read_mounted(bench, root)
         bench.add("backup", {**bench.backup(root / "live"), **meter.size(bench.place.repo)})
     finally:
         for stage in stages:
             stage.close()
+    read_mounted(bench, root)
+
+
+def read_mounted(bench, root):
+    """Reads in every way, each from a fresh mount."""
+    tool = bench.tool
     source = parked(root, "source", 1)
     files, mib = count_files(source), data_mib(source)
     dump_mib, image_mib = (data_mib(parked(root, name, 1)) for name in ("dump", "image"))
@@ -225,13 +238,20 @@ def measure_mount(bench, root):
     def sequential(path, size):
         return lambda at: meter.read_file(at / path, size, MOUNT_LIMIT)
 
-    def scattered(path, plan=None):
-        return lambda at: meter.read_random(at / path, RANDOM_READS, RANDOM_LIMIT, plan)
+    def scattered(path, plan=None, readers=1):
+        return lambda at: meter.read_random(at / path, RANDOM_READS, RANDOM_LIMIT, plan, readers)
 
-    steps = (("find", tree, True), ("read-files", every_file, False),
+    def copied(*argv):
+        return lambda at: meter.copy_tree([*argv, f"{at / 'src'}/.", bench.place.target], bench.place.target, mib,
+                                          MOUNT_LIMIT)
+
+    steps = (("find", tree, True), ("read-files", every_file, True),
+             ("copy", copied("cp", "-a"), False), ("rsync", copied("rsync", "-a"), False),
              ("read-dump", sequential("dump/nova.sql", dump_mib), True),
              ("read-image", sequential("image/disk.raw", image_mib), False),
-             ("random-dump", scattered("dump/nova.sql"), False), ("random-image", scattered("image/disk.raw"), False),
+             ("random-dump", scattered("dump/nova.sql"), True),
+             ("random-dump-8", scattered("dump/nova.sql", readers=8), False),
+             ("random-image", scattered("image/disk.raw"), False),
              ("random-image-data", scattered("image/disk.raw", in_data), False))
     for step, act, again in steps:
         with bench.mounted() as mount:
@@ -239,7 +259,7 @@ def measure_mount(bench, root):
             try:
                 figures = act(at)
                 bench.add(step, figures)
-                if again and figures["finished"]:
+                if again and figures.get("finished", True):
                     bench.add(f"{step}-warm", act(at))
             except Failure as failure:
                 bench.results.error(tool, "mount", bench.round, failure)
@@ -294,6 +314,27 @@ def measure_many(bench, root):
         remove(home)
 
 
+def measure_huge(bench):
+    """How soon a mount of a repository with 10,000,000 blobs and 1,000 snapshots can be listed, and what it holds."""
+    if not HUGE.exists():
+        raise Failure(f"{HUGE} is missing: build it with `cargo build --release --examples`")
+    small = bench.place.work / "small"
+    small.mkdir()
+    (small / "file").write_text("the only file\n")
+    bench.backup(small)
+    run([HUGE, bench.place.repo, HUGE_BLOBS, HUGE_SNAPSHOTS], env=bench.env, timeout=TIMEOUT)
+    bench.add("made", meter.size(bench.place.repo))
+    for step in ("mounted-cold-index", "mounted-warm-index"):
+        with bench.mounted() as mount:
+            mount.begin(small, bench.args.dir)
+            ready = {"ready_s": mount.ready_s, "peak_mib": mount.peak()}
+            time.sleep(1)
+            before = meter.cpu_of(mount.pids)
+            time.sleep(5)
+            bench.add(step, {**ready, "resident_mib": meter.resident(mount.pids),
+                             "idle_cpu_s": round(meter.cpu_of(mount.pids) - before, 3)})
+
+
 def measure_many_mounts(bench, root, files):
     """Ready time without and with local caches, then a find over the million files."""
     remove(bench.place.cache / "bygone")
@@ -321,6 +362,8 @@ def one(tool, name, round_number, args, results):
                 measure_mount(bench, args.dir)
             elif name == "many":
                 measure_many(bench, args.dir)
+            elif name == "huge":
+                measure_huge(bench)
             else:
                 measure_backups(bench, args.dir)
     except (Failure, OSError, subprocess.SubprocessError) as failure:
@@ -377,10 +420,12 @@ def run_all(args):
 
 
 def measurable(tool, name, args):
-    """squashfs only mounts; many is bygone's alone unless tools are named."""
+    """What is neither bygone nor a peer only mounts; many is bygone's alone unless tools are named."""
+    if name == "huge":
+        return tool.name == "bygone"
     if name == "many":
         return tool.name == "bygone" or (bool(args.tools) and tool.name in PEERS)
-    return name == "mount" or tool.name != "squashfs"
+    return name == "mount" or tool.name == "bygone" or tool.is_peer
 
 
 def names(allowed):
@@ -398,7 +443,7 @@ def add_arguments(parser):
     """The arguments of `bench run`."""
     parser.add_argument("--dir", type=Path, default=DEFAULT_DIR, help="where the data is (default %(default)s)")
     parser.add_argument("--only", type=names(ALL), help=f"only these sets, comma-separated: {', '.join(ALL)}"
-                        " (default: all but many)")
+                        " (default: all but many and huge)")
     parser.add_argument("--tools", type=names(tuple(BY_NAME)),
                         help=f"only these, comma-separated: {', '.join(BY_NAME)} (default: all that are there)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default %(default)s)")

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from common import MIB, Failure, end_group, program, run, start, tail
+from common import MIB, Failure, end_group, program, remove, run, start, tail
 
 
 def timed(argv, log, timeout, env=None, cwd=None):
@@ -110,6 +110,22 @@ def bounded(argv, limit):
     return out, True
 
 
+def copy_tree(argv, target, mib, limit):
+    """Seconds that a copying program takes."""
+    target.mkdir()
+    try:
+        begun = time.monotonic()
+        _, finished = bounded(argv, limit)
+        seconds = time.monotonic() - begun
+        if finished:
+            copied = int(run(["du", "-s", "--apparent-size", "-B1", target]).split()[0]) / MIB
+            if copied < mib:
+                raise Failure(f"{argv[0]}: {copied:.0f} MiB were copied of {mib:.0f}")
+        return {"wall_s": round(seconds, 3), "finished": finished}
+    finally:
+        remove(target)
+
+
 def read_file(path, mib, limit):
     """MiB a second of a sequential read."""
     begun = time.monotonic()
@@ -134,8 +150,8 @@ def read_file(path, mib, limit):
 BLOCK = 4096
 
 
-def read_random(path, count, limit, plan=None):
-    """Random reads of 4 KiB a second, one at a time, the same places for every tool, and their median latency.
+def read_random(path, count, limit, plan=None, readers=1):
+    """Random reads of 4 KiB a second, one at a time for each reader, the same places for every tool, and their median latency.
 
     The places are all over the file, or, with a plan, those of the plan.
     """
@@ -143,8 +159,10 @@ def read_random(path, count, limit, plan=None):
     if not fio:
         raise Failure("fio is missing: run `tools/bench install`")
     where = [f"--read_iolog={plan(path)}"] if plan else [
-        f"--filename={path}", "--rw=randread", f"--bs={BLOCK}", f"--number_ios={count}", "--randrepeat=1",
+        f"--filename={path}", "--rw=randread", f"--bs={BLOCK}", f"--number_ios={count // readers}", "--randrepeat=1",
         "--randseed=7", "--norandommap"]
+    if readers > 1:
+        where += [f"--numjobs={readers}", "--group_reporting", "--thread"]
     out = run([fio, "--name=random", *where, "--readonly", "--ioengine=psync", "--iodepth=1", f"--runtime={limit}",
                "--fadvise_hint=0", "--invalidate=0", "--output-format=json"], timeout=limit + 120)
     read = json.loads(out[out.index("{"):])["jobs"][0]["read"]
@@ -182,6 +200,25 @@ def peak_of(pid):
     except OSError:
         pass
     return 0.0
+
+
+def resident(pids):
+    """The private memory of processes that run, in MiB: pages of mapped files belong to the page cache."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                total += int(line.split()[1])
+    return round(total / 1024, 1)
+
+
+def cpu_of(pids):
+    """The cpu seconds of processes so far."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def processes_with(*words):

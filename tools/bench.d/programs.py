@@ -31,6 +31,8 @@ class Program:
     foreground = True
     has_daemon = True
     is_peer = True
+    # Shows the data themselves: they must stay where they are while it is mounted.
+    shows_source = False
 
     def path(self):
         """The program's file, or None."""
@@ -249,6 +251,55 @@ class Squashfs(Program):
         return place.mnt / path.relative_to(live)
 
 
-PROGRAMS = (Bygone(), Restic(), Rustic(), Borg(), Bupstash(), Squashfs())
+class Ceiling(Program):
+    """No backup at all: a file system that has every answer ready, made of nothing (null) or of the source (pass)."""
+
+    is_peer = False
+    shows_source = True
+
+    def __init__(self, name):
+        self.name = self.binary = name
+
+    def path(self):
+        built = PROJECT / "target/release/examples/ceiling"
+        return str(built) if built.exists() else None
+
+    def version(self):
+        return "ceiling" if self.path() else None
+
+    def init(self, place):
+        return [["mkdir", place.repo]]
+
+    def backup(self, place, path, number):
+        return ["true"]
+
+    def mount(self, place, number):
+        return [self.path(), self.name, place.live, place.mnt]
+
+    def seen(self, place, path, live):
+        return place.mnt / path.relative_to(live)
+
+
+class Tmpfs(Ceiling):
+    """The source in memory, read where it is."""
+
+    foreground = False
+    has_daemon = False
+
+    def __init__(self):
+        super().__init__("tmpfs")
+
+    def path(self):
+        return "/bin/mount"
+
+    def version(self):
+        return "source"
+
+    def mount(self, place, number):
+        return ["mount", "--rbind", place.live, place.mnt]
+
+
+CEILINGS = (Ceiling("null"), Ceiling("pass"), Tmpfs())
+PROGRAMS = (Bygone(), Restic(), Rustic(), Borg(), Bupstash(), Squashfs(), *CEILINGS)
 BY_NAME = {one.name: one for one in PROGRAMS}
 PEERS = [one.name for one in PROGRAMS if one.is_peer]
