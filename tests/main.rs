@@ -7,6 +7,7 @@
 #[macro_use]
 mod support;
 
+mod backend;
 mod cli;
 mod docs;
 mod faults;
@@ -16,4 +17,5 @@ mod hostile;
 mod model;
 mod mount;
 mod quickstart;
+mod remote;
 mod tidy;

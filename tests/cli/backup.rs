@@ -379,3 +379,152 @@ fn a_fifo_does_not_stop_a_backup() {
     sandbox.backup();
     assert_same(&sandbox.source(), &sandbox.restore("latest", "copy"));
 }
+
+/// Backs up the source while a stream's command, which runs when the walk is over, does `script` to it.
+fn backup_while(sandbox: &Sandbox, script: &str) -> crate::support::sandbox::Run {
+    let command = format!("when=cd {}; sleep 1; {script}", sandbox.source().display());
+    sandbox.run(args!["backup", "--command", command, sandbox.source()])
+}
+
+#[test]
+fn a_file_that_is_replaced_after_the_walk_is_kept_as_it_is_then() {
+    let sandbox = Sandbox::new();
+    for name in ["file", "to-link", "link"] {
+        sandbox.write(name, "old");
+    }
+    sandbox.write("long", vec![1; 2 << 20]);
+    let script = "echo new and longer >n; mv n file; head -c 3000000 /dev/zero >n; mv n long; ln -sf file to-link";
+    backup_while(&sandbox, script).expect_code(0);
+    let restored = sandbox.restore("latest", "restored");
+    assert_eq!(fs::read_to_string(restored.join("file")).unwrap(), "new and longer\n");
+    assert_eq!(fs::metadata(restored.join("long")).unwrap().len(), 3_000_000);
+    assert_eq!(fs::read_link(restored.join("to-link")).unwrap(), std::path::Path::new("file"));
+    let modified = |dir: &std::path::Path| fs::metadata(dir.join("file")).unwrap().modified().unwrap();
+    assert_eq!(modified(&restored), modified(&sandbox.source()), "the time is that of the new file");
+}
+
+#[test]
+fn a_file_that_vanishes_after_the_walk_is_told_and_the_rest_is_kept() {
+    let sandbox = Sandbox::new();
+    sandbox.write("gone", "x");
+    sandbox.write("stays", "y");
+    backup_while(&sandbox, "rm gone").expect_code(3).says("/gone: it vanished meanwhile");
+    let restored = sandbox.restore("latest", "restored");
+    assert_eq!(fs::read_to_string(restored.join("stays")).unwrap(), "y");
+}
+
+#[test]
+fn a_file_that_grows_after_the_walk_is_kept_whole() {
+    let sandbox = Sandbox::new();
+    let names = ["a", "b", "c"];
+    for name in names {
+        sandbox.write(name, "little");
+    }
+    let script = "for name in a b c; do head -c 9000000 /dev/urandom >>$name; done";
+    backup_while(&sandbox, script).expect_code(0);
+    let restored = sandbox.restore("latest", "restored");
+    for name in names {
+        assert!(fs::read(restored.join(name)).unwrap() == fs::read(sandbox.source().join(name)).unwrap(), "{name}");
+    }
+    sandbox.ok(args!["check", "--read-data"]);
+}
+
+#[test]
+fn ignoring_the_change_time_takes_over_content_and_nothing_else() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.write("file", "content");
+    let link = sandbox.source().join("link");
+    let set_time = |path: &std::path::Path| {
+        let time = rustix::fs::Timespec { tv_sec: 1_700_000_000, tv_nsec: 0 };
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::utimensat(rustix::fs::CWD, path, &times, flags).unwrap();
+    };
+    std::os::unix::fs::symlink("old", &link).unwrap();
+    set_time(&link);
+    sandbox.backup();
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("new", &link).unwrap();
+    set_time(&link);
+    let has_xattrs = rustix::fs::setxattr(&file, "user.a", b"1", rustix::fs::XattrFlags::empty()).is_ok();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o751)).unwrap();
+    let args = args!["backup", "--ignore-ctime", "--ignore-inode", "--json", sandbox.source()];
+    assert_eq!(sandbox.ok(args).summary()["files_unmodified"], 1, "the content is not read again");
+    let restored = sandbox.restore("latest", "restored");
+    assert_eq!(fs::read_link(restored.join("link")).unwrap(), std::path::Path::new("new"));
+    assert_eq!(fs::metadata(restored.join("file")).unwrap().permissions().mode() & 0o777, 0o751);
+    if has_xattrs {
+        let mut value = [0; 4];
+        let len = rustix::fs::getxattr(restored.join("file"), "user.a", &mut value[..]).unwrap();
+        assert_eq!(&value[..len], b"1");
+    } else {
+        crate::support::skipped("no user attributes here");
+    }
+}
+
+#[test]
+fn a_damaged_snapshot_does_not_stand_in_the_way_of_the_next_backup() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "x");
+    sandbox.backup();
+    let id = sandbox.snapshots().remove(0);
+    let object = sandbox.objects("snapshots").remove(0);
+    fs::write(&object, "rubbish").unwrap();
+    sandbox.backup().says("warning: snapshot").says(&id[..8]);
+    let run = sandbox.run(args!["backup", "--parent", id, sandbox.source()]);
+    run.expect_code(1).says("damaged");
+}
+
+#[test]
+fn a_parent_whose_trees_are_damaged_is_told_and_what_was_asked_for_is_an_error() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "x");
+    sandbox.backup();
+    for pack in sandbox.objects("packs") {
+        let mut bytes = fs::read(&pack).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle - 40..middle + 40].iter_mut().for_each(|byte| *byte ^= 1);
+        fs::write(&pack, bytes).unwrap();
+    }
+    sandbox.write("new", "y");
+    sandbox.exits(1, args!["backup", "--parent", "latest", sandbox.source()]).says("the parent snapshot");
+    sandbox.backup().says("warning: not all of the parent snapshot");
+}
+
+#[test]
+fn excludes_that_leave_nothing_are_told() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "x");
+    let source = sandbox.source();
+    sandbox.ok(args!["backup", "--exclude", "*", source]).says("is excluded");
+    sandbox.ok(args!["backup", "--exclude", "file", source]).says("no file is backed up");
+    sandbox.ok(args!["backup", "--exclude", "file", "--dry-run", source]).says("no file is backed up");
+    assert!(sandbox.ok(args!["backup", "--exclude", "other", source]).stderr.is_empty());
+}
+
+#[test]
+fn a_dry_run_counts_equal_content_once() {
+    let sandbox = Sandbox::new();
+    for n in 0..20 {
+        sandbox.write(&format!("copy-{n}"), crate::support::generate::noise(1, 20_000));
+    }
+    let added = |args| sandbox.ok(args).summary()["data_blobs"].as_u64().unwrap();
+    assert_eq!(added(args!["backup", "--dry-run", "--json", sandbox.source()]), 1);
+    assert_eq!(added(args!["backup", "--json", sandbox.source()]), 1);
+}
+
+#[test]
+fn names_of_hosts_and_tags_that_no_snapshot_could_hold_or_show_are_refused() {
+    let sandbox = Sandbox::new();
+    let long = "x".repeat(256);
+    for name in ["a\nb", "\x1b[31m", &long] {
+        for option in ["--host", "--tag"] {
+            sandbox.exits(1, args!["backup", option, name, sandbox.source()]).says("the host or tag");
+        }
+    }
+    sandbox.backup();
+    sandbox.exits(1, args!["tag", "--add", "a\nb", "latest"]).says("the host or tag");
+    let pattern = "y".repeat(100_000);
+    sandbox.exits(1, args!["backup", "--exclude", pattern, sandbox.source()]).says("exclude pattern");
+    assert_eq!(sandbox.snapshots().len(), 1);
+}

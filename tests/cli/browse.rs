@@ -184,3 +184,35 @@ fn diff_finds_a_directory_that_became_a_file() {
     let text = sandbox.ok(args!["diff", "latest~1", "latest"]).out();
     assert!(text.contains("etc/nova") && text.contains("etc/nova/nova.conf"), "{text}");
 }
+
+#[test]
+fn with_json_everything_is_on_one_line() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "x");
+    sandbox.backup();
+    for args in [args!["cat", "config"], args!["cat", "snapshot", "latest"], args!["cat", "tree", "latest"]] {
+        assert!(sandbox.ok(args.clone()).out().lines().count() > 3, "people read it indented");
+        let mut json = args;
+        json.push("--json".into());
+        assert_eq!(sandbox.ok(json.clone()).out().lines().count(), 1);
+        sandbox.json(json);
+    }
+}
+
+#[test]
+fn what_is_missing_is_told_with_its_snapshot_and_a_clean_path() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "x");
+    sandbox.backup();
+    let id = sandbox.snapshots()[0][..8].to_owned();
+    let said = format!("snapshot {id} has no `/no/such`");
+    for args in [
+        args!["diff", "latest:/no/such", "latest"],
+        args!["dump", "latest", "//no/such"],
+        args!["dump", "latest:/no", "/such"],
+        args!["ls", "latest", "//no//such/"],
+    ] {
+        let run = sandbox.exits(1, args).says(&said);
+        assert!(run.stdout.is_empty(), "{run:?}");
+    }
+}

@@ -42,6 +42,38 @@ fn check_without_a_key_needs_no_password() {
 }
 
 #[test]
+fn one_fault_is_one_error_and_the_paths_it_affects_are_told() {
+    let sandbox = with_data();
+    sandbox.backup();
+    let pack = sandbox.objects("packs").into_iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    bytes[1 << 20] ^= 1;
+    fs::remove_file(&pack).unwrap();
+    fs::write(&pack, bytes).unwrap();
+
+    let run = sandbox.exits(1, args!["check", "--read-data"]);
+    let said = run.err();
+    assert_eq!(said.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{said}");
+    let affected: Vec<_> = said.lines().filter(|line| line.starts_with("  affects ")).collect();
+    let path = sandbox.source().join("large").display().to_string();
+    assert_eq!(affected.len(), 2, "{said}");
+    for id in sandbox.snapshots() {
+        let line = format!("  affects {}:{path}", &id[..8]);
+        assert!(affected.iter().any(|affected| **affected == line), "no {line} in {said}");
+    }
+    run.says(pack.file_name().unwrap().to_str().unwrap()).shows("1 error was found");
+
+    let summary = sandbox.exits(1, args!["check", "--read-data", "--json"]).summary();
+    assert_eq!(summary["num_errors"], 1);
+    assert_eq!(summary["errors"][0]["paths"].as_array().unwrap().len(), 2);
+
+    let objects = sandbox.objects("").len();
+    let run = sandbox.exits(1, args!["check", "--keyless"]);
+    assert_eq!(run.err().lines().count(), 1);
+    run.shows(&format!("{objects} objects read"));
+}
+
+#[test]
 fn check_changes_nothing() {
     let sandbox = with_data();
     let before = sandbox.objects("");

@@ -277,3 +277,64 @@ fn the_hash_of_a_file_is_an_attribute_of_it() {
     }
     mount.unmount();
 }
+
+#[test]
+fn hosts_and_tags_that_are_no_file_names_are_shown_as_such() {
+    needs_fuse!();
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "x");
+    for (host, tag) in [("..", "a/b"), (".", " spaced "), ("a/b", ".."), ("latest", "latest")] {
+        sandbox.ok(args!["backup", "--host", host, "--tag", tag, sandbox.source()]);
+    }
+    sandbox.ok(args!["snapshots", "--tag", "a/b"]).shows("1 snapshot");
+    let mount = sandbox.mount("mnt");
+    assert_eq!(names(&mount.dir().join("hosts")), ["_", "__", "a_b", "latest"]);
+    assert_eq!(names(&mount.dir().join("tags")), ["__", "a_b", "latest", "spaced"]);
+    let file = sandbox.source().join("file");
+    for place in
+        ["hosts/_", "hosts/__", "hosts/a_b", "hosts/latest", "tags/__", "tags/a_b", "tags/latest", "tags/spaced"]
+    {
+        let path = mount.dir().join(place).join("latest").join(file.strip_prefix("/").unwrap());
+        assert_eq!(fs::read_to_string(path).unwrap_or_else(|e| panic!("{place}: {e}")), "x");
+    }
+    mount.unmount();
+}
+
+#[test]
+fn a_mount_in_use_is_not_ended_and_its_user_is_named() {
+    needs_fuse!();
+    let sandbox = with_snapshots();
+    let mount = sandbox.mount("mnt");
+    let mut user = Command::new("sleep").arg("100").current_dir(mount.latest()).spawn().unwrap();
+    let run = sandbox.exits(1, args!["umount", mount.dir()]);
+    user.kill().unwrap();
+    user.wait().unwrap();
+    run.says(&format!("in use by sleep (process {})", user.id())).says("bygone umount --lazy");
+    assert!(is_mounted(mount.dir()));
+    mount.unmount();
+}
+
+#[test]
+fn a_running_mount_tells_what_it_has_done() {
+    needs_fuse!();
+    let sandbox = Sandbox::new();
+    let bytes = generate::noise(1, 3_000_000);
+    fs::write(sandbox.source().join("f"), &bytes).unwrap();
+    sandbox.backup();
+    let mount = sandbox.mount_with("mnt", args!["--cache-size", "1M"]);
+    assert!(fs::read(mount.latest().join("f")).unwrap() == bytes);
+    let stats = || -> serde_json::Value {
+        serde_json::from_slice(&sandbox.ok(args!["mount", "--stats", mount.dir()]).stdout).unwrap()
+    };
+    let shown = stats();
+    let number = |value: &serde_json::Value| value.as_u64().unwrap();
+    assert!(number(&shown["requests"]["read"]["count"]) > 0, "{shown}");
+    assert!(number(&shown["read_bytes"]) + number(&shown["prefilled_bytes"]) >= 3_000_000, "{shown}");
+    assert!(number(&shown["decoded_bytes"]) >= 3_000_000, "{shown}");
+    // One segment in each of the cache's parts stays whatever its length.
+    assert!(number(&shown["cached_bytes"]) <= 16 * (128 << 10), "{shown}");
+    sandbox
+        .exits(1, args!["mount", "--stats", sandbox.source()])
+        .says("is not the directory that a repository is mounted on");
+    mount.unmount();
+}

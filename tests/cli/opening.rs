@@ -153,3 +153,32 @@ fn usage_errors_are_not_success() {
     sandbox.ok(args!["version"]).shows(env!("CARGO_PKG_VERSION"));
     sandbox.ok(args!["--version"]).shows(env!("CARGO_PKG_VERSION"));
 }
+
+#[test]
+fn a_file_is_no_repository_and_no_place_for_one() {
+    let sandbox = Sandbox::empty();
+    let file = sandbox.write("file", "x");
+    sandbox.exits(10, args!["snapshots", "--repo", file]).says("no repository at");
+    sandbox.exits(1, args!["init", "--repo", file]).says("there is a file of that name");
+}
+
+#[test]
+fn with_json_errors_are_json_with_the_exit_code() {
+    let sandbox = Sandbox::empty();
+    let last = |args| -> serde_json::Value {
+        let run: Run = sandbox.run(args);
+        let line = run.err().lines().last().unwrap_or_default().to_owned();
+        let said: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {run:?}"));
+        assert_eq!(said["message_type"], "exit_error", "{run:?}");
+        assert_eq!(said["code"], run.code.unwrap(), "{run:?}");
+        said
+    };
+    assert_eq!(last(args!["snapshots", "--json"])["code"], 10);
+    sandbox.ok(args!["init"]);
+    assert_eq!(last(args!["ls", "latest", "--json"])["code"], 1);
+    let source = sandbox.write("file", "x");
+    let run = sandbox.exits(3, args!["backup", "--json", source, "/no/such/file"]);
+    let said: serde_json::Value = serde_json::from_str(run.err().trim()).unwrap();
+    assert_eq!((&said["message_type"], &said["item"]), (&"error".into(), &"/no/such/file".into()));
+    assert!(said["error"]["message"].as_str().unwrap().contains("No such file"), "{said}");
+}

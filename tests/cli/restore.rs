@@ -227,3 +227,41 @@ fn a_restore_into_the_repository_is_refused_and_harms_nothing() {
     }
     sandbox.ok(args!["check", "--read-data"]);
 }
+
+#[test]
+fn a_dry_run_says_what_it_would_delete_and_keep() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "x");
+    sandbox.write("other", "y");
+    sandbox.backup();
+    let source = format!("latest:{}", sandbox.source().display());
+    let target = sandbox.restore("latest", "target");
+    std::fs::write(target.join("extra"), "z").unwrap();
+    std::fs::write(target.join("file"), "changed").unwrap();
+    let run = |more: &[&str]| {
+        let mut args = args!["restore", source, "--target", target, "-vv"];
+        args.extend(more.iter().map(Into::into));
+        sandbox.ok(args)
+    };
+    let dry = run(&["--delete", "--dry-run"]).shows("would delete  /extra").shows("would update  /file");
+    assert!(dry.out().contains("; 1 would be deleted\n") && !dry.out().contains("deleted  "), "{dry:?}");
+    assert!(target.join("extra").exists());
+    let kept = run(&["--overwrite", "never"]).shows("kept      /file").shows("kept      /other");
+    assert!(kept.out().contains("; 2 kept\n") && !kept.out().contains("already"), "{kept:?}");
+    let summary = run(&["--overwrite", "if-newer", "--json"]).summary();
+    assert_eq!((&summary["files_kept"], &summary["files_skipped"]), (&2.into(), &0.into()), "{summary}");
+    run(&["--delete"]).shows("deleted   /extra").shows("; 1 was there already; 1 deleted\n");
+}
+
+#[test]
+fn the_root_has_a_name_in_errors() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "x");
+    sandbox.backup();
+    for pack in sandbox.objects("packs") {
+        let len = std::fs::metadata(&pack).unwrap().len();
+        std::fs::OpenOptions::new().write(true).open(&pack).unwrap().set_len(len / 2).unwrap();
+    }
+    let run = sandbox.exits(3, args!["restore", "latest", "--target", sandbox.path("target"), "--no-cache"]);
+    run.says("cannot restore the directory /: ").says("cut short");
+}

@@ -112,3 +112,20 @@ fn a_stream_name_cannot_leave_the_snapshot() {
         assert!(matches!(run.code, Some(1 | 2)), "{name:?}: {run:?}");
     }
 }
+
+#[test]
+fn a_stream_is_compared_with_that_of_the_parent_by_its_content() {
+    let sandbox = Sandbox::new();
+    let counts = |text: &str, bytes: usize| {
+        let command = format!("dump=yes {text} | head -c {bytes}");
+        let summary = sandbox.ok(args!["backup", "--json", "--command", command]).summary();
+        ["files_new", "files_changed", "files_unmodified"].map(|name| summary[name].as_u64().unwrap())
+    };
+    assert_eq!(counts("a", 3_000_000), [1, 0, 0]);
+    assert_eq!(counts("a", 3_000_000), [0, 0, 1]);
+    assert_eq!(counts("b", 3_000_000), [0, 1, 0]);
+    assert_eq!(counts("b", 7), [0, 1, 0]);
+    assert_eq!(counts("b", 7), [0, 0, 1]);
+    assert_eq!(counts("b", 0), [0, 1, 0]);
+    assert_eq!(counts("b", 0), [0, 0, 1]);
+}

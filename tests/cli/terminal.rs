@@ -1,6 +1,6 @@
 //! What a terminal gets to see, through a real one.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
@@ -106,4 +106,83 @@ fn a_reader_that_goes_away_is_no_error() {
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     let out = String::from_utf8_lossy(&output.stdout);
     assert!(out.ends_with("status 0\n") || out.ends_with("status 141\n"), "{out}");
+}
+
+/// Commands that print, each in its plain and its JSON form.
+fn printing(sandbox: &Sandbox) -> Vec<Vec<OsString>> {
+    let source = sandbox.source();
+    let commands = [
+        args!["snapshots"],
+        args!["ls", "latest"],
+        args!["ls", "-l", "latest"],
+        args!["find", "file"],
+        args!["diff", "latest~1", "latest"],
+        args!["stats"],
+        args!["stats", "--mode", "raw-data"],
+        args!["cat", "config"],
+        args!["cat", "snapshot", "latest"],
+        args!["dump", "latest", source.join("file")],
+        args!["dump", "latest", source],
+        args!["dump", "--archive", "zip", "latest", source],
+        args!["key", "list"],
+        args!["cache"],
+        args!["version"],
+        args!["completions", "bash"],
+        args!["backup", source],
+        args!["backup", "-v", "--dry-run", source],
+        args!["restore", "latest", "--target", sandbox.path("target")],
+        args!["tag", "--add", "x", "latest"],
+    ];
+    let json = commands.clone().into_iter().map(|mut args| {
+        args.insert(1, "--json".into());
+        args
+    });
+    commands.clone().into_iter().chain(json).collect()
+}
+
+#[test]
+fn a_full_standard_output_is_an_error_of_every_command() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "x");
+    sandbox.backup();
+    sandbox.write("file", "xy");
+    sandbox.backup();
+    for args in printing(&sandbox) {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let is_json = args.contains(&"--json".into());
+        let mut command = Command::new(program());
+        let output = command.args(&args).env_clear().envs(sandbox.environment()).stdout(full).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.contains("cannot write to standard output") && said.contains("No space left"), "{args:?}: {said}");
+        assert_eq!(said.contains("exit_error"), is_json, "{args:?}: {said}");
+        assert_eq!(said.matches("No space left").count(), 1, "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn a_reader_that_is_gone_ends_every_command_quietly() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "x");
+    sandbox.backup();
+    sandbox.write("file", "xy");
+    sandbox.backup();
+    for args in printing(&sandbox) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(program());
+        let output = command.args(&args).env_clear().envs(sandbox.environment()).stdout(writer).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), said.as_ref()), (Some(141), ""), "{args:?}");
+    }
+    assert_eq!(sandbox.snapshots().len(), 4, "the snapshots were made before they were told of");
+}
+
+#[test]
+fn a_full_standard_error_does_no_harm() {
+    let sandbox = Sandbox::new();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(program());
+    let status = command.args(["ls", "latest"]).env_clear().envs(sandbox.environment()).stderr(full).status().unwrap();
+    assert_eq!(status.code(), Some(1));
 }

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::compare::assert_same;
 use crate::support::generate;
 use crate::support::sandbox::{Run, Sandbox, files_below};
 
@@ -66,7 +67,7 @@ impl Action {
 }
 
 /// Objects are read-only; damage does not ask.
-fn overwrite(file: &Path, bytes: &[u8]) {
+pub fn overwrite(file: &Path, bytes: &[u8]) {
     fs::remove_file(file).unwrap();
     fs::write(file, bytes).unwrap();
 }
@@ -100,12 +101,17 @@ struct Damaged<'a> {
 }
 
 /// Runs `examine` on every damage of every object, each on a fresh copy and with a fresh cache.
-fn for_every_damage(mut examine: impl FnMut(&Damaged<'_>, &str, Action) -> Result<(), String>) {
+fn for_every_damage(examine: impl FnMut(&Damaged<'_>, &str, Action) -> Result<(), String>) {
+    for_every_damage_of(&KINDS, examine);
+}
+
+/// As [`for_every_damage`], on objects of these kinds.
+fn for_every_damage_of(kinds: &[&str], mut examine: impl FnMut(&Damaged<'_>, &str, Action) -> Result<(), String>) {
     let sandbox = healthy();
     let pristine = sandbox.path("pristine");
     copy(&sandbox.repository(), &pristine);
     let mut wrong = Vec::new();
-    for kind in KINDS {
+    for kind in kinds.iter().copied() {
         let objects: Vec<PathBuf> = sandbox.objects(kind);
         assert!(!objects.is_empty(), "no {kind} in the repository");
         for action in ACTIONS {
@@ -203,9 +209,9 @@ fn check_without_a_key_finds_every_change_of_stored_bytes() {
 
 #[test]
 fn restore_of_a_damaged_repository_is_right_or_names_the_file() {
-    for_every_damage(|damaged, kind, action| {
+    for_every_damage(|damaged, kind, _| {
         // Without the later snapshot `latest` is the earlier one.
-        if kind == "snapshots" && matches!(action, Action::Delete) {
+        if kind == "snapshots" {
             return Ok(());
         }
         damaged.restore_is_right_or_named()
@@ -248,6 +254,132 @@ fn backup_stores_again_what_lies_in_packs_that_are_gone() {
 }
 
 #[test]
+fn a_damaged_snapshot_is_named_and_stops_nothing_but_what_asks_for_it() {
+    for_every_damage_of(&["snapshots"], |damaged, _, action| {
+        let sandbox = damaged.sandbox;
+        // Two that have changed places are both damaged.
+        if matches!(action, Action::Delete | Action::Swap) {
+            return Ok(());
+        }
+        let (_, id) = damaged.what.split_once("snapshots/").unwrap();
+        let commands = [
+            args!["snapshots"],
+            args!["ls", "latest"],
+            args!["find", "text"],
+            args!["stats"],
+            args!["backup", sandbox.source()],
+        ];
+        for command in commands {
+            let run = sandbox.run(command);
+            let warned = run.err().lines().filter(|line| line.starts_with("warning:") && line.contains(id)).count();
+            if run.code != Some(0) || warned != 1 {
+                return Err(format!("{warned} warnings: {run:?}"));
+            }
+        }
+        for command in [args!["ls", id], args!["check"], args!["check", "--keyless"]] {
+            let run = sandbox.run(command);
+            if run.code != Some(1) || !run.err().contains(id) {
+                return Err(format!("no error names it: {run:?}"));
+            }
+        }
+        if sandbox.snapshots().len() != 2 {
+            return Err("the new snapshot or the one that is well is not listed".to_owned());
+        }
+        damaged.restore_is_right_or_named()
+    });
+}
+
+#[test]
+fn a_damaged_index_object_is_named_and_what_it_named_is_stored_again() {
+    for_every_damage_of(&["index"], |damaged, _, action| {
+        let sandbox = damaged.sandbox;
+        let (_, id) = damaged.what.split_once("index/").unwrap();
+        let is_named = |run: &Run, beginning: &str| {
+            action == Action::Delete || run.err().lines().any(|line| line.starts_with(beginning) && line.contains(id))
+        };
+        for cache in [args!["--no-cache"], args![]] {
+            let with = |mut command: Vec<std::ffi::OsString>| {
+                command.extend(cache.clone());
+                sandbox.run(command)
+            };
+            let snapshots = with(args!["snapshots"]);
+            if snapshots.code != Some(0) || !is_named(&snapshots, "warning:") {
+                return Err(format!("no reader is told: {snapshots:?}"));
+            }
+            let check = with(args!["check"]);
+            if check.code != Some(1) || !is_named(&check, "error:") || !check.out().contains("2 snapshots") {
+                return Err(format!("check stopped or is silent: {check:?}"));
+            }
+        }
+        let backup = sandbox.run(args!["backup", sandbox.source()]);
+        if backup.code != Some(0) || !is_named(&backup, "warning:") {
+            return Err(format!("{backup:?}"));
+        }
+        damaged.restore_is_right_or_named()?;
+        let target = sandbox.path("target");
+        let source = format!("latest:{}", sandbox.source().display());
+        let restored = sandbox.run(args!["restore", source, "--target", target]);
+        let _ = fs::remove_dir_all(&target);
+        if restored.code == Some(0) { Ok(()) } else { Err(format!("not stored again: {restored:?}")) }
+    });
+}
+
+/// The local index says what the object said, and so does not hide that nobody else can read it.
+#[test]
+fn a_damaged_index_object_is_noticed_by_a_backup_whose_local_index_is_whole() {
+    let sandbox = healthy();
+    let (pristine, warm) = (sandbox.path("pristine"), sandbox.path("warm"));
+    copy(&sandbox.repository(), &pristine);
+    copy(&sandbox.cache(), &warm);
+    for action in ACTIONS {
+        let objects = sandbox.objects("index");
+        action.apply(&objects[0], &objects[1]);
+        let id = objects[0].file_name().unwrap().to_str().unwrap();
+        let backup = sandbox.backup();
+        assert_eq!(backup.err().contains(id), action != Action::Delete, "{action:?}: {backup:?}");
+        // Another host, which has no local index.
+        fs::remove_dir_all(sandbox.cache()).unwrap();
+        assert_same(&sandbox.source(), &sandbox.restore("latest", "copy"));
+        for (from, to) in [(&pristine, sandbox.repository()), (&warm, sandbox.cache())] {
+            fs::remove_dir_all(&to).unwrap();
+            copy(from, &to);
+        }
+        fs::remove_dir_all(sandbox.path("copy")).unwrap();
+    }
+}
+
+#[test]
+fn a_damaged_key_object_is_listed_as_damaged_and_its_password_is_a_wrong_one() {
+    let sandbox = healthy();
+    let keys = sandbox.json(args!["key", "list", "--json"]);
+    let second = keys.as_array().unwrap().iter().find(|key| key["current"] == false).unwrap()["id"].clone();
+    let second = second.as_str().unwrap();
+    let path = sandbox.repository().join("keys").join(second);
+    let pristine = fs::read(&path).unwrap();
+    for action in ACTIONS.into_iter().filter(|action| !matches!(action, Action::Delete | Action::Swap)) {
+        action.apply(&path, &path);
+        sandbox.ok(args!["snapshots"]);
+        sandbox.ok(args!["key", "list"]).shows("damaged");
+        let shown = sandbox.json(args!["key", "list", "--json"]);
+        let damaged = shown.as_array().unwrap().iter().find(|key| key["id"] == second).unwrap();
+        assert!(damaged["error"].as_str().unwrap().contains("damaged"), "{shown}");
+        let password = sandbox.path("second-password");
+        sandbox.exits(12, args!["snapshots", "--password-file", password]).says("warning: keys/").says(second);
+        sandbox.ok(args!["key", "remove", second]);
+        sandbox.ok(args!["check"]);
+        fs::write(&path, &pristine).unwrap();
+    }
+}
+
+#[test]
+fn an_error_of_the_operating_system_is_told_once() {
+    let sandbox = Sandbox::fast();
+    fs::remove_dir_all(sandbox.repository().join("index")).unwrap();
+    let run = sandbox.exits(1, args!["snapshots"]);
+    assert_eq!(run.err().matches("No such file or directory").count(), 1, "{run:?}");
+}
+
+#[test]
 fn snapshots_of_a_damaged_repository_are_listed_or_the_error_says_why_not() {
     for_every_damage(|damaged, kind, _| {
         let run = damaged.sandbox.run(args!["snapshots", "--json"]);
@@ -273,6 +405,14 @@ fn reading_a_damaged_repository_through_the_mount_is_right_or_an_error() {
         if damaged.failed_with_words(&run)? {
             return Ok(());
         }
+        if kind == "snapshots" {
+            // `latest` may be the earlier one; what is whole is shown.
+            let is_id = |entry: &std::io::Result<fs::DirEntry>| entry.as_ref().unwrap().file_name() != "latest";
+            let shown = fs::read_dir(dir.join("ids")).unwrap().filter(is_id).count();
+            sandbox.ok(args!["umount", dir]);
+            let whole = if action == Action::Swap { 0 } else { 1 };
+            return if shown == whole { Ok(()) } else { Err(format!("{shown} snapshots are shown")) };
+        }
         let seen = dir.join("snapshots/latest").join(sandbox.source().strip_prefix("/").unwrap());
         let mut wrong = Ok(());
         for file in files_below(&sandbox.source()) {
@@ -281,8 +421,7 @@ fn reading_a_damaged_repository_through_the_mount_is_right_or_an_error() {
                 Ok(bytes) if bytes == fs::read(&file).unwrap() => {}
                 Err(e) if e.raw_os_error() == Some(libc::EIO) => {}
                 Ok(_) => wrong = Err(format!("{} has wrong content", name.display())),
-                // Without the later snapshot `latest` may be the earlier one; otherwise a name never just goes missing.
-                Err(_) if kind == "snapshots" => {}
+                // A name never just goes missing.
                 Err(e) => wrong = Err(format!("{}: {e} instead of EIO", name.display())),
             }
         }

@@ -158,3 +158,58 @@ fn an_interrupted_backup_ends_at_once_with_130_and_no_snapshot() {
     assert_eq!(sandbox.snapshots().len(), 0);
     sandbox.ok(args!["check"]);
 }
+
+/// Bytes of all packs.
+fn stored(sandbox: &Sandbox) -> u64 {
+    sandbox.objects("packs").iter().map(|pack| fs::metadata(pack).unwrap().size()).sum()
+}
+
+#[test]
+fn what_an_interrupted_backup_has_stored_is_not_stored_again() {
+    const LEN: u64 = 256 << 20;
+    const PACK_LEN: u64 = 16 << 20;
+    for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+        let sandbox = Sandbox::new();
+        sandbox.write("large", generate::noise(1, LEN as usize));
+        let mut child = start(&sandbox);
+        let begun = || stored(&sandbox) >= 3 * PACK_LEN;
+        assert!(crate::support::mount::within(Duration::from_secs(60), begun), "no pack is ever written");
+        rustix::process::kill_process(rustix::process::Pid::from_raw(child.id() as i32).unwrap(), signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        assert_eq!(sandbox.snapshots().len(), 0);
+        assert_eq!(sandbox.objects("index").len(), 1, "the packs are in an index");
+        let interrupted = stored(&sandbox);
+        sandbox.ok(args!["check", "--read-data"]).shows("no errors");
+        // Another host would find them too.
+        fs::remove_dir_all(sandbox.cache()).unwrap();
+        sandbox.backup();
+        let all = stored(&sandbox);
+        assert!(all < LEN + 3 * PACK_LEN, "{all} bytes of packs for {LEN}, {interrupted} of them before");
+        fs::remove_file(sandbox.source().join("large")).unwrap();
+    }
+}
+
+#[test]
+fn of_many_that_begin_a_repository_at_once_one_wins() {
+    let sandbox = Sandbox::empty();
+    let init = || {
+        let mut command = Command::new(program());
+        command.arg("init").env_clear().envs(sandbox.environment());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let children: Vec<_> = (0..6).map(|_| init()).collect();
+    let mut won = 0;
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        if output.status.success() {
+            won += 1;
+        } else {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(said.contains("already"), "{said}");
+        }
+    }
+    assert_eq!((won, sandbox.objects("keys").len()), (1, 1));
+    sandbox.write("file", "content");
+    sandbox.backup();
+    sandbox.ok(args!["check"]);
+}

@@ -2,7 +2,7 @@
 //!
 //! Everywhere the same promise: an error that names the thing, or the right data; never wrong data, never a panic.
 
-mod damage;
+pub mod damage;
 mod disk;
 mod kill;
 mod local;

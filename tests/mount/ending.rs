@@ -1,46 +1,11 @@
 //! How a mount waits and how it ends.
 
 use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
-
-use crate::support::mount::{mount_line, within};
-use crate::support::sandbox::{Sandbox, program};
-
-/// A mount on `mnt` that stays a child of the test.
-struct Foreground(Child);
-
-impl Foreground {
-    fn start(sandbox: &Sandbox) -> Self {
-        let dir = sandbox.path("mnt");
-        fs::create_dir_all(&dir).unwrap();
-        let mut command = Command::new(program());
-        command.args(["mount", "-f"]).arg(&dir).env_clear().envs(sandbox.environment());
-        let child = Self(command.stdout(Stdio::null()).spawn().unwrap());
-        assert!(within(Duration::from_secs(30), || dir.join("ids").exists()), "the mount does not come up");
-        child
-    }
-
-    fn signal(&self) {
-        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
-    }
-
-    /// Time on a processor so far, in hundredths of a second.
-    fn ticks(&self) -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    }
-}
-
-impl Drop for Foreground {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use crate::support::mount::{Foreground, mount_line, within};
+use crate::support::sandbox::Sandbox;
 
 #[test]
 fn a_mount_that_nobody_uses_takes_no_processor_time() {
@@ -48,14 +13,14 @@ fn a_mount_that_nobody_uses_takes_no_processor_time() {
     let sandbox = Sandbox::new();
     sandbox.write("file", "x");
     sandbox.backup();
-    let mut mount = Foreground::start(&sandbox);
+    let mut mount = Foreground::start(&sandbox, &[]);
     fs::read_dir(sandbox.path("mnt").join("snapshots/latest")).unwrap().count();
     std::thread::sleep(Duration::from_millis(200));
     let before = mount.ticks();
     std::thread::sleep(Duration::from_secs(3));
     assert!(mount.ticks() - before <= 1, "{} hundredths of a second in 3 seconds", mount.ticks() - before);
     mount.signal();
-    assert!(mount.0.wait().unwrap().success());
+    assert!(mount.process.wait().unwrap().success());
 }
 
 #[test]
@@ -63,7 +28,7 @@ fn a_signal_does_not_unmount_what_others_mounted_on_top() {
     needs_fuse!();
     needs_root!();
     let sandbox = Sandbox::new();
-    let mut mount = Foreground::start(&sandbox);
+    let mut mount = Foreground::start(&sandbox, &[]);
     let dir = sandbox.path("mnt");
     let run = |name: &str, args: &[&str]| Command::new(name).args(args).arg(&dir).status().unwrap().success();
     assert!(run("mount", &["-t", "tmpfs", "theirs"]));
@@ -74,7 +39,7 @@ fn a_signal_does_not_unmount_what_others_mounted_on_top() {
     assert!(lines.lines().rfind(on_dir).unwrap().contains(" - tmpfs "), "{lines}");
     assert!(run("umount", &[]));
     mount.signal();
-    mount.0.wait().unwrap();
+    mount.process.wait().unwrap();
     let _ = Command::new("umount").arg("--lazy").arg(&dir).stderr(Stdio::null()).status();
 }
 
@@ -85,7 +50,7 @@ fn a_signal_while_the_mount_is_in_use_lets_its_user_finish() {
     let bytes = crate::support::generate::noise(3, 3 << 20);
     sandbox.write("file", &bytes);
     sandbox.backup();
-    let mut mount = Foreground::start(&sandbox);
+    let mut mount = Foreground::start(&sandbox, &[]);
     let file = sandbox.path("mnt/snapshots/latest").join(sandbox.source().strip_prefix("/").unwrap()).join("file");
     let mut file = fs::File::open(file).unwrap();
     mount.signal();
@@ -94,5 +59,5 @@ fn a_signal_while_the_mount_is_in_use_lets_its_user_finish() {
     std::io::Read::read_to_end(&mut file, &mut read).unwrap();
     assert!(read == bytes);
     drop(file);
-    assert!(mount.0.wait().unwrap().success());
+    assert!(mount.process.wait().unwrap().success());
 }

@@ -5,10 +5,12 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, SeekFrom, seek};
 
 use crate::support::generate::noise;
+use crate::support::mount::within;
 use crate::support::sandbox::Sandbox;
 
 const MIB: u64 = 1 << 20;
@@ -104,5 +106,70 @@ fn holes_are_where_they_were() {
     let blocks = |file: &File| file.metadata().unwrap().blocks();
     assert!(blocks(&shown).abs_diff(blocks(&original)) <= 16, "{} and {}", blocks(&shown), blocks(&original));
     drop(shown);
+    mount.unmount();
+}
+
+/// Whether all of a file is in the page cache; does not read it.
+fn is_in_page_cache(path: &Path) -> bool {
+    let file = File::open(path).unwrap();
+    // SAFETY: nothing changes a file of a mounted snapshot.
+    let map = unsafe { memmap2::Mmap::map(&file).unwrap() };
+    let mut pages = vec![0u8; map.len().div_ceil(4096)];
+    // SAFETY: the range is the mapping's, and there is a byte for each of its pages.
+    let result = unsafe { libc::mincore(map.as_ptr() as *mut _, map.len(), pages.as_mut_ptr()) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    pages.iter().all(|page| page & 1 == 1)
+}
+
+#[test]
+fn small_files_read_in_order_are_there_before_they_are_asked_for() {
+    needs_fuse!();
+    let sandbox = Sandbox::new();
+    let name = |n: usize| format!("file-{n:03}");
+    for n in 0..300 {
+        fs::write(sandbox.source().join(name(n)), noise(n as u64, 5000 + n)).unwrap();
+    }
+    sandbox.backup();
+    let mount = sandbox.mount("mnt");
+    let at = mount.latest();
+    // The kernel is given files that it has met.
+    assert_eq!(fs::read_dir(&at).unwrap().count(), 300);
+    assert!((0..300).all(|n| !is_in_page_cache(&at.join(name(n)))));
+    for n in 0..100 {
+        assert!(fs::read(at.join(name(n))).unwrap() == noise(n as u64, 5000 + n), "{}", name(n));
+    }
+    let ahead = || (100..300).filter(|n| is_in_page_cache(&at.join(name(*n)))).count();
+    assert!(within(Duration::from_secs(10), || ahead() >= 8), "only {} files are there", ahead());
+    for n in 100..300 {
+        assert!(fs::read(at.join(name(n))).unwrap() == noise(n as u64, 5000 + n), "{}", name(n));
+    }
+    mount.unmount();
+}
+
+#[test]
+fn a_random_read_of_a_large_file_brings_its_neighbours() {
+    needs_fuse!();
+    let sandbox = Sandbox::new();
+    // Compressible, so that it is stored in small chunks, several of them decoded together.
+    let bytes: Vec<u8> = (0..400_000u32).flat_map(|n| format!("{n:07}\n").into_bytes()).collect();
+    fs::write(sandbox.source().join("dump.sql"), &bytes).unwrap();
+    sandbox.backup();
+    let mount = sandbox.mount("mnt");
+    let file = File::open(mount.latest().join("dump.sql")).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+    let mut page = [0; 4096];
+    file.read_exact_at(&mut page, MIB).unwrap();
+    assert!(page[..] == bytes[MIB as usize..][..4096]);
+    // SAFETY: nothing changes a file of a mounted snapshot.
+    let map = unsafe { memmap2::Mmap::map(&file).unwrap() };
+    let mut pages = vec![0u8; map.len().div_ceil(4096)];
+    let mut resident = || {
+        // SAFETY: the range is the mapping's, and there is a byte for each of its pages.
+        assert_eq!(unsafe { libc::mincore(map.as_ptr() as *mut _, map.len(), pages.as_mut_ptr()) }, 0);
+        pages.iter().filter(|page| **page & 1 == 1).count()
+    };
+    assert!(within(Duration::from_secs(10), || resident() >= 8), "only {} pages", resident());
+    assert!(map[..] == bytes[..]);
+    drop((map, file));
     mount.unmount();
 }

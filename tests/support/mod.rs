@@ -40,11 +40,16 @@ macro_rules! needs_program {
     };
 }
 
+pub mod attach;
 pub mod compare;
 pub mod generate;
+pub mod http;
 pub mod mount;
 pub mod oracle;
+pub mod proxy;
+pub mod remote;
 pub mod sandbox;
+pub mod services;
 
 use std::io::Write;
 

@@ -1,12 +1,14 @@
 //! A mount that ends with the test, however the test ends.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::sandbox::{Run, Sandbox};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::sandbox::{Run, Sandbox, program};
 
 /// A mounted repository.
 pub struct Mount<'a> {
@@ -61,10 +63,72 @@ impl Mount<'_> {
 
 impl Drop for Mount<'_> {
     fn drop(&mut self) {
-        if is_mounted(&self.dir) {
-            let how: &[&str] = if super::is_root() { &["umount", "--lazy"] } else { &["fusermount3", "-u", "-z"] };
-            let _ = Command::new(how[0]).args(&how[1..]).arg(&self.dir).stderr(Stdio::null()).status();
-        }
+        detach(&self.dir);
+    }
+}
+
+/// A mount on `mnt` that stays a child of the test.
+pub struct Foreground {
+    /// The program.
+    pub process: Child,
+    dir: PathBuf,
+    log: PathBuf,
+}
+
+impl Foreground {
+    /// Mounts; `wrapper` is a command that runs the program, if there is one.
+    pub fn start(sandbox: &Sandbox, wrapper: &[&OsStr]) -> Self {
+        let (dir, log) = (sandbox.path("mnt"), sandbox.path("mount.log"));
+        fs::create_dir_all(&dir).unwrap();
+        let program = program();
+        let words = [wrapper, &[program.as_os_str()]].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).args(["mount", "-f"]).arg(&dir).env_clear().envs(sandbox.environment());
+        command.stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
+        let mount = Self { process: command.spawn().unwrap(), dir, log };
+        let up = within(Duration::from_secs(30), || mount.dir.join("ids").exists());
+        assert!(up, "the mount does not come up: {}", mount.said());
+        mount
+    }
+
+    /// What it wrote to standard error.
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Asks it to end.
+    pub fn signal(&self) {
+        kill_process(Pid::from_child(&self.process), Signal::TERM).unwrap();
+    }
+
+    /// Time on a processor so far, in hundredths of a second.
+    pub fn ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    /// The most memory it ever had, in KiB.
+    pub fn memory_peak(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        detach(&self.dir);
+    }
+}
+
+/// Takes a mount off that nobody serves any more, if it is there.
+fn detach(dir: &Path) {
+    if is_mounted(dir) {
+        let how: &[&str] = if super::is_root() { &["umount", "--lazy"] } else { &["fusermount3", "-u", "-z"] };
+        let _ = Command::new(how[0]).args(&how[1..]).arg(dir).stderr(Stdio::null()).status();
     }
 }
 

@@ -1,0 +1,5 @@
+//! Object stores on the network: real servers, and what goes wrong between them and the program.
+
+mod hosts;
+mod proxy;
+mod servers;
