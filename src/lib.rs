@@ -24,7 +24,7 @@
 //! repo                     blobs by id: verified when read, stored once when written
 //! index                    where each blob lies; local files and sled, all of it can be lost
 //! backend | source         named write-once objects | the live file system
-//! format key seal chunk    every stored byte; keys; sealing; cut points; no input or output
+//! format key seal chunk difference    every stored byte; keys; sealing; cut points; deltas; no input or output
 //! id progress host pool    names; counters; who and where we are; threads
 //! ```
 //!
@@ -45,6 +45,7 @@ pub mod backup;
 pub mod browse;
 pub mod chunk;
 pub mod cli;
+pub mod difference;
 pub mod format;
 #[cfg(feature = "mount")]
 pub mod fuse;

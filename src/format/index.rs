@@ -16,9 +16,14 @@ pub struct PackedBlob {
     pub kind: BlobKind,
     /// Its id.
     pub id: BlobId,
-    /// Its plain length in bytes.
+    /// Its length in the pack's plaintext in bytes: that of the blob, or of its delta.
     pub len: u32,
+    /// Whether it is stored as a delta (see [`crate::format::delta`]). Only data blobs are.
+    pub is_delta: bool,
 }
+
+/// Stored in place of the kind of a data blob that is stored as a delta.
+const DELTA: u64 = 3;
 
 /// A pack and its blobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +40,8 @@ pub struct IndexedPack {
 pub fn encode_blobs(blobs: &[PackedBlob], out: &mut Vec<u8>) {
     out.put_varint(blobs.len() as u64);
     for blob in blobs {
-        out.put_varint(u64::from(blob.len) << 2 | blob.kind as u64);
+        let kind = if blob.is_delta { DELTA } else { blob.kind as u64 };
+        out.put_varint(u64::from(blob.len) << 2 | kind);
         out.extend_from_slice(&blob.id.0);
     }
 }
@@ -50,13 +56,15 @@ pub fn decode_blobs(input: &mut Decoder<'_>) -> Result<Vec<PackedBlob>> {
     let mut sum = 0u64;
     for _ in 0..count {
         let head = input.varint("blob length")?;
-        let kind = BlobKind::from_number(head & 3).ok_or_else(|| input.newer("blob kind"))?;
+        let is_delta = head & 3 == DELTA;
+        let kind = if is_delta { Some(BlobKind::Data) } else { BlobKind::from_number(head & 3) };
+        let kind = kind.expect("two bits have four values");
         let len = head >> 2;
         sum += len;
         if len == 0 || len > BLOB_LEN_MAX as u64 || sum > u64::from(u32::MAX) {
             return Err(input.error("blob length"));
         }
-        blobs.push(PackedBlob { kind, id: BlobId(input.array("blob id")?), len: len as u32 });
+        blobs.push(PackedBlob { kind, id: BlobId(input.array("blob id")?), len: len as u32, is_delta });
     }
     Ok(blobs)
 }
@@ -102,7 +110,12 @@ mod tests {
 
     #[test]
     fn an_index_survives_a_round_trip_and_no_mutation_panics() {
-        let blob = |n: u8, kind| PackedBlob { kind, id: BlobId([n; BLOB_ID_LEN]), len: u32::from(n) * 1000 + 1 };
+        let blob = |n: u8, kind| PackedBlob {
+            kind,
+            id: BlobId([n; BLOB_ID_LEN]),
+            len: u32::from(n) * 1000 + 1,
+            is_delta: n == 2,
+        };
         let packs = vec![
             IndexedPack {
                 id: ObjectId([1; 32]),
@@ -131,7 +144,7 @@ mod tests {
 
     #[test]
     fn an_index_may_say_more_than_this_version_knows() {
-        let blob = PackedBlob { kind: BlobKind::Data, id: BlobId([1; BLOB_ID_LEN]), len: 5 };
+        let blob = PackedBlob { kind: BlobKind::Data, id: BlobId([1; BLOB_ID_LEN]), len: 5, is_delta: false };
         let packs = vec![IndexedPack { id: ObjectId([1; 32]), len: 99, blobs: vec![blob] }];
         let mut stored = encode(&packs);
         stored.put_field(5, b"optional");
@@ -149,7 +162,8 @@ mod tests {
         value[33] = 1;
         value.extend_from_slice(&[5 << 2 | 3; 1]);
         value.extend_from_slice(&[1; BLOB_ID_LEN]);
-        assert!(field(&value).is_err_and(|error| error.newer), "a kind of blob that is not known");
+        let delta = field(&value).expect("a delta");
+        assert_eq!((delta[0].blobs[0].kind, delta[0].blobs[0].is_delta), (BlobKind::Data, true));
         value[34] = 5 << 2;
         assert_eq!(field(&value), Ok(packs));
         value.push(0);

@@ -25,6 +25,8 @@ pub const LIST_LEVEL_MAX: u8 = 8;
 /// Most parts of a file in its node, and most entries of one page of a content list: a hole takes one byte as stored and
 /// many times that in memory.
 pub const PARTS_MAX: usize = 65_536;
+/// Most blobs that one delta copies from.
+pub const DELTA_BASES_MAX: usize = 16;
 /// Most fields of a snapshot, for the same reason.
 pub const SNAPSHOT_FIELDS_MAX: usize = 4_194_304;
 /// Most entries of a snapshot, at any depth and without its root: a mount numbers them with 32 bits.

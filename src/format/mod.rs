@@ -4,6 +4,7 @@
 
 pub mod codec;
 pub mod content;
+pub mod delta;
 pub mod header;
 pub mod index;
 pub mod limits;

@@ -77,7 +77,7 @@ fn samples() -> Vec<Vec<u8>> {
     let children = ListPage::Children { level: 1, children: vec![ListChild { len: 99, id: blob_id(2) }; 3] };
     let with_parameters =
         |level: u8, len: u64, page: &ListPage| [&[level][..], &len.to_le_bytes(), &page.encode()].concat();
-    let blob = |n, kind| PackedBlob { kind, id: blob_id(n), len: u32::from(n) << 10 | 1 };
+    let blob = |n, kind| PackedBlob { kind, id: blob_id(n), len: u32::from(n) << 10 | 1, is_delta: n == 1 };
     let blobs = vec![blob(1, BlobKind::Data), blob(2, BlobKind::Tree), blob(3, BlobKind::List)];
     let packs = [IndexedPack { id: ObjectId([1; 32]), len: 1 << 20, blobs: blobs.clone() }];
     let mut table = Vec::new();
