@@ -23,6 +23,10 @@ pub const CHUNK_LEN_MAX: usize = 4 << 20;
 pub const SCALE_MAX: u8 = 6;
 /// Content that does not compress is cut in chunks of this scale at least: it does not change a little here and there.
 const SCALE_DENSE: u8 = 5;
+/// Text, too, is cut larger: where a little of it changes, a delta costs less than small chunks.
+const SCALE_TEXT: u8 = 3;
+/// Everything else: programs, databases, disks.
+const SCALE_BINARY: u8 = 1;
 /// From here on, in bytes, each doubling of the offset doubles the chunks, so that a large file has few.
 const SCALED_FROM: u64 = 1 << 30;
 /// Bytes of a file's beginning that tell whether it compresses.
@@ -31,8 +35,8 @@ const SAMPLE_LEN: usize = 8 << 10;
 const DENSE_BITS: f64 = 7.6;
 
 impl ChunkSizes {
-    /// Sizes of new repositories. Small chunks find what stayed the same between two dumps of a database; they cost no
-    /// compression, because segments are compressed and not chunks. See bygone-format(5), "CHOICES", for measurements.
+    /// Sizes of new repositories, before they are scaled by what a file is like. Small chunks cost no compression, because
+    /// segments are compressed and not chunks. See bygone-format(5), "CHOICES", for measurements.
     pub const DEFAULT: ChunkSizes = ChunkSizes { min: 2 << 10, avg: 8 << 10, max: 32 << 10 };
 
     /// Whether the chunker can work with these sizes at every scale.
@@ -56,6 +60,55 @@ pub struct Chunker {
     gear_shifted: Zeroizing<[u64; 256]>,
 }
 
+/// What content is like, as far as that decides how to treat it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Texture {
+    /// Hardly a byte that is not of a text.
+    Text,
+    /// It has been compressed or encrypted.
+    Dense,
+    /// Anything else.
+    Binary,
+}
+
+/// Bytes that are looked at in a blob, and in how many places.
+const GLANCE_LEN: usize = 64;
+const GLANCES: usize = 4;
+/// Different values among the bytes of all glances above which content counts as dense: of 256 random ones about 162
+/// differ, in programs 60 to 140.
+const GLANCE_VALUES_DENSE: u32 = 148;
+
+/// One byte in this many may be no text in a text.
+const TEXT_FAULTS_ONE_IN: usize = 64;
+
+fn is_text(byte: u8) -> bool {
+    matches!(byte, b'\t' | b'\n' | b'\r' | 0x20..=0x7e | 0x80..)
+}
+
+impl Texture {
+    /// What `bytes` are like, from a glance at a few of them.
+    pub fn of(bytes: &[u8]) -> Texture {
+        let mut seen = [0u64; 4];
+        let (mut faults, mut count) = (0, 0);
+        for glance in 0..GLANCES {
+            let start = bytes.len().saturating_sub(GLANCE_LEN) * glance / (GLANCES - 1);
+            for byte in &bytes[start..bytes.len().min(start + GLANCE_LEN)] {
+                seen[usize::from(byte >> 6)] |= 1 << (byte & 63);
+                faults += usize::from(!is_text(*byte));
+                count += 1;
+            }
+        }
+        let values: u32 = seen.iter().map(|bits| bits.count_ones()).sum();
+        if values > GLANCE_VALUES_DENSE {
+            Texture::Dense
+        } else if faults * TEXT_FAULTS_ONE_IN <= count {
+            Texture::Text
+        } else {
+            Texture::Binary
+        }
+    }
+}
+
 /// How large the chunks of one file are; found out once, from its beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scale(u8);
@@ -73,7 +126,11 @@ impl Scale {
         let len = sample.len() as f64;
         let bits = |count: &u32| if *count == 0 { 0.0 } else { f64::from(*count) * (len / f64::from(*count)).log2() };
         let entropy = counts.iter().map(bits).sum::<f64>() / len;
-        Scale(if entropy > DENSE_BITS { SCALE_DENSE } else { 0 })
+        if entropy > DENSE_BITS {
+            return Scale(SCALE_DENSE);
+        }
+        let faults: u32 = (0..=u8::MAX).filter(|byte| !is_text(*byte)).map(|byte| counts[usize::from(byte)]).sum();
+        Scale(if faults as usize * TEXT_FAULTS_ONE_IN <= sample.len() { SCALE_TEXT } else { SCALE_BINARY })
     }
 
     /// The scale at `offset` of the file.
@@ -166,10 +223,27 @@ mod tests {
     }
 
     #[test]
-    fn dense_content_and_late_offsets_have_larger_chunks() {
+    fn what_content_is_like_and_late_offsets_decide_how_large_chunks_are() {
         let text = b"INSERT INTO instances VALUES (17, 'active', NULL);\n".repeat(2000);
-        assert_eq!(Scale::of(&text), Scale(0));
+        assert_eq!(Scale::of(&text), Scale(SCALE_TEXT));
+        assert_eq!(Scale::of(&text[..4000]), Scale(0), "too short to tell");
         assert_eq!(Scale::of(&content(100_000)), Scale(SCALE_DENSE));
+        let program: Vec<u8> =
+            content(100_000).iter().map(|byte| if byte % 3 == 0 { 0 } else { byte & 0x5f }).collect();
+        assert_eq!(Scale::of(&program), Scale(SCALE_BINARY));
+        assert_eq!(Scale::of(&[0; 100_000]), Scale(SCALE_BINARY));
+        let umlauts = "größer, änderte, Übermut\n".repeat(500);
+        for (bytes, texture) in [
+            (&text[..], Texture::Text),
+            (umlauts.as_bytes(), Texture::Text),
+            (&content(100_000), Texture::Dense),
+            (&program, Texture::Binary),
+            (&[0; 300], Texture::Binary),
+            (b"short", Texture::Text),
+            (b"", Texture::Text),
+        ] {
+            assert_eq!(Texture::of(bytes), texture);
+        }
         let scales = [0, (1 << 30) - 1, 1 << 30, 1 << 31, 1 << 32, 1 << 50].map(|offset| Scale(0).at(offset));
         assert_eq!(scales, [0, 0, 1, 2, 3, SCALE_MAX]);
         assert!(ChunkSizes::DEFAULT.are_valid());
