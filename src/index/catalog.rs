@@ -36,7 +36,7 @@ const INDEX_OBJECTS: &str = "index objects";
 const SNAPSHOTS: &str = "snapshots";
 
 /// What the database holds at all: other contents are begun anew.
-const SCHEMA: &[u8] = b"1";
+const SCHEMA: &[u8] = b"2";
 
 /// The local database of one repository. Cheap to make and to clone: it is opened by each call.
 #[derive(Clone, Debug)]

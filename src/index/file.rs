@@ -43,7 +43,7 @@ pub(super) const RECORDS_MAX: u64 = u32::MAX as u64;
 /// Bytes of the footer.
 pub(super) const FOOTER_LEN: usize = 8 + 4 + 4 + 3 * 8 + 32 + 32;
 const MAGIC: [u8; 8] = *b"bgindex\0";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Where one blob lies, with the pack's number in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,7 @@ pub(super) struct Record {
     pub(super) id: BlobId,
     pub(super) pack: u32,
     pub(super) offset: u32,
+    /// Length in the pack's plaintext, its top bit set for a delta.
     pub(super) len: u32,
 }
 

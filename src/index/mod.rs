@@ -29,7 +29,7 @@ use crate::format::index::{IndexedPack, PackedBlob};
 use crate::id::{BlobId, ObjectId, RepositoryId};
 use catalog::Catalog;
 use directory::{Directory, Lock, NewFile};
-use file::{IndexFile, RECORDS_MAX};
+use file::{IndexFile, RECORDS_MAX, Record};
 use mapping::Mapping;
 use merge::{Batch, Failure, Input, merge};
 use numbers::PackNumbers;
@@ -46,8 +46,25 @@ pub struct Location {
     pub pack: PackNumber,
     /// Offset in the pack's plaintext, in bytes.
     pub offset: u32,
-    /// Plain length in bytes.
+    /// Length there in bytes: that of the blob, or of its delta.
     pub len: u32,
+    /// Whether a delta lies there from which the blob is made.
+    pub is_delta: bool,
+}
+
+/// Bit of a record's length that is set for a delta; no length needs it.
+const DELTA_BIT: u32 = 1 << 31;
+
+impl Location {
+    /// The location that a record of a pack says: its offset, and its length with [`DELTA_BIT`].
+    fn of_record(pack: PackNumber, offset: u32, len: u32) -> Self {
+        Self { pack, offset, len: len & !DELTA_BIT, is_delta: len & DELTA_BIT != 0 }
+    }
+
+    /// The length as a record has it.
+    fn record_len(&self) -> u32 {
+        if self.is_delta { self.len | DELTA_BIT } else { self.len }
+    }
 }
 
 /// A pack's name and size.
@@ -197,17 +214,26 @@ impl Index {
     /// Where the blob lies; `None` if it is in no pack that may be used.
     #[inline]
     pub fn locate(&self, id: &BlobId) -> Result<Option<Location>, Damaged> {
+        self.locate_form(id, false)
+    }
+
+    /// As [`Index::locate`], but only if `plain_only` is not set or the blob is not stored as a delta there.
+    #[inline]
+    fn locate_form(&self, id: &BlobId, plain_only: bool) -> Result<Option<Location>, Damaged> {
         let state = self.read();
-        let accept = |pack| state.absent.is_empty() || !state.is_absent(pack);
+        let accept = |location: &Location| {
+            !(plain_only && location.is_delta) && (state.absent.is_empty() || !state.is_absent(location.pack))
+        };
         if let Some(location) = state.recent.find(id, accept) {
             return Ok(Some(location));
         }
         let mut damaged = false;
         for held in &state.held {
-            match held.file.find(id, |record| !held.is_hidden(record.pack)) {
+            let accept = |record: &Record| !(plain_only && record.len & DELTA_BIT != 0) && !held.is_hidden(record.pack);
+            match held.file.find(id, accept) {
                 Ok(Some(record)) => {
                     let pack = PackNumber(held.base + record.pack);
-                    return Ok(Some(Location { pack, offset: record.offset, len: record.len }));
+                    return Ok(Some(Location::of_record(pack, record.offset, record.len)));
                 }
                 Ok(None) => {}
                 Err(Damaged) => damaged = true,
@@ -221,6 +247,16 @@ impl Index {
         loop {
             // Every repair drops a damaged file, and after a few of them nothing is kept in files: this ends.
             match self.locate(id) {
+                Ok(location) => return Ok(location),
+                Err(Damaged) => self.refresh(source)?,
+            };
+        }
+    }
+
+    /// As [`Index::find`], but only where the blob is not stored as a delta.
+    pub fn find_plain<S: IndexSource>(&self, id: &BlobId, source: &S) -> Result<Option<Location>, S::Error> {
+        loop {
+            match self.locate_form(id, true) {
                 Ok(location) => return Ok(location),
                 Err(Damaged) => self.refresh(source)?,
             };
@@ -598,13 +634,13 @@ fn hidden_packs(file: &IndexFile, stale: &HashSet<ObjectId>, absent: &HashSet<Ob
     bits.iter().any(|bits| *bits != 0).then(|| bits.into_boxed_slice())
 }
 
-/// Id, offset and length of each blob of `pack`.
+/// Id, offset and length as a record has it of each blob of `pack`.
 fn locations(pack: &IndexedPack) -> impl Iterator<Item = (BlobId, u32, u32)> + '_ {
     let place = |offset: &mut u32, blob: &PackedBlob| {
         let at = *offset;
         // The decoder bounds the sum; what lies beyond cannot be found, which is better than found in a wrong place.
         *offset = at.checked_add(blob.len)?;
-        Some((blob.id, at, blob.len))
+        Some((blob.id, at, if blob.is_delta { blob.len | DELTA_BIT } else { blob.len }))
     };
     pack.blobs.iter().scan(0, place)
 }

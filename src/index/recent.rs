@@ -95,7 +95,7 @@ impl Recent {
         let number = number(info);
         self.packs.insert(number, RecentPack { info, blob_count: pack.blobs.len(), object });
         for (id, offset, len) in locations(pack) {
-            self.push(id, Location { pack: number, offset, len });
+            self.push(id, Location::of_record(number, offset, len));
         }
         number
     }
@@ -106,13 +106,13 @@ impl Recent {
         self.entries.push(Entry { id, location, older });
     }
 
-    /// The location of `id` in a pack that `accept` takes.
+    /// The location of `id` that `accept` takes.
     #[inline]
-    pub(super) fn find(&self, id: &BlobId, accept: impl Fn(PackNumber) -> bool) -> Option<Location> {
+    pub(super) fn find(&self, id: &BlobId, accept: impl Fn(&Location) -> bool) -> Option<Location> {
         let mut at = *self.newest.get(id)?;
         while at != LAST {
             let entry = &self.entries[at as usize];
-            if accept(entry.location.pack) {
+            if accept(&entry.location) {
                 return Some(entry.location);
             }
             at = entry.older;
@@ -156,7 +156,7 @@ impl Recent {
         }
         for entry in &self.entries {
             if let Some(pack) = numbers.get(&entry.location.pack) {
-                let Location { offset, len, .. } = entry.location;
+                let (offset, len) = (entry.location.offset, entry.location.record_len());
                 batch.push_record(Record { id: entry.id, pack: *pack, offset, len });
             }
         }

@@ -1,5 +1,6 @@
 //! A repository on a backend: opening it, reading verified blobs, storing new ones once.
 
+pub mod delta;
 pub mod reader;
 mod unfinished;
 pub mod writer;

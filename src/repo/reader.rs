@@ -157,6 +157,11 @@ impl Repository {
         self.index.find(id, &self.source()).ok().flatten()
     }
 
+    /// As [`Repository::locate`], but only where the blob is stored plain.
+    pub fn locate_plain(&self, id: &BlobId) -> Option<Location> {
+        self.index.find_plain(id, &self.source()).ok().flatten()
+    }
+
     fn locate_or_fail(&self, kind: BlobKind, id: &BlobId) -> Result<Location> {
         let missing = || Error::MissingBlob { kind, id: *id, location: self.location() };
         self.index.find(id, &self.source())?.ok_or_else(missing)
@@ -165,7 +170,12 @@ impl Repository {
     /// Runs `read` on the place of a blob. If that fails because the local index has changed since it was checked, the
     /// index is repaired; if the pack is gone or cut short, another pack that holds the blob is looked for: a backup made
     /// since has stored it again, or a pack that was out of reach is back.
-    fn read_at<T>(&self, kind: BlobKind, id: &BlobId, mut read: impl FnMut(Location) -> Result<T>) -> Result<T> {
+    pub(super) fn read_at<T>(
+        &self,
+        kind: BlobKind,
+        id: &BlobId,
+        mut read: impl FnMut(Location) -> Result<T>,
+    ) -> Result<T> {
         let mut looked_elsewhere = false;
         loop {
             let outcome = self.locate_or_fail(kind, id).and_then(&mut read);
@@ -242,17 +252,33 @@ impl Repository {
     /// A whole blob, verified against its id.
     pub fn blob(&self, kind: BlobKind, id: &BlobId) -> Result<Blob> {
         self.read_at(kind, id, |location| {
-            let blob = self.blob_at(kind, &location)?;
-            if self.keys.blob_id(kind, &ContentHash::of(&blob)) != *id {
-                let pack = self.index.pack(location.pack).id;
-                let object = format!("{kind:?} blob {id} in {}", ObjectName::new(ObjectKind::Pack, pack));
-                return Err(Error::Corrupt { object, what: "it does not hash to its id".to_owned() });
-            }
-            Ok(blob)
+            let blob = match location.is_delta {
+                true => self.blob_of_delta(id, &location)?,
+                false => self.blob_at(kind, &location)?,
+            };
+            self.verified(kind, id, &location, blob)
         })
     }
 
-    fn blob_at(&self, kind: BlobKind, location: &Location) -> Result<Blob> {
+    fn verified(&self, kind: BlobKind, id: &BlobId, location: &Location, blob: Blob) -> Result<Blob> {
+        if self.keys.blob_id(kind, &ContentHash::of(&blob)) != *id {
+            let pack = self.index.pack(location.pack).id;
+            let object = format!("{kind:?} blob {id} in {}", ObjectName::new(ObjectKind::Pack, pack));
+            return Err(Error::Corrupt { object, what: "it does not hash to its id".to_owned() });
+        }
+        Ok(blob)
+    }
+
+    /// As [`Repository::blob`], for a data blob where it is stored plain, so that deltas may be made of it.
+    pub fn plain_blob(&self, id: &BlobId) -> Result<Blob> {
+        let kind = BlobKind::Data;
+        let missing = || Error::MissingBlob { kind, id: *id, location: self.location() };
+        let location = self.index.find_plain(id, &self.source())?.ok_or_else(missing)?;
+        self.verified(kind, id, &location, self.blob_at(kind, &location)?)
+    }
+
+    /// The bytes at `location`: a blob, or a delta.
+    pub(super) fn blob_at(&self, kind: BlobKind, location: &Location) -> Result<Blob> {
         let pack = self.open_pack_of(kind, location.pack)?;
         let (first, at) = pack.place(location.offset, location.len)?;
         let len = location.len as usize;
@@ -268,35 +294,69 @@ impl Repository {
     /// not compared with the id, which would take the whole blob.
     pub fn read_blob_at(&self, id: &BlobId, offset: u64, out: &mut [u8]) -> Result<()> {
         self.read_at(BlobKind::Data, id, |location| {
+            if location.is_delta {
+                return self.read_delta(id, &location, offset, out);
+            }
             let end = offset.checked_add(out.len() as u64);
             if end.is_none_or(|end| end > u64::from(location.len)) {
                 let what = format!("bytes from {offset} are beyond its {} bytes", location.len);
                 return Err(Error::Corrupt { object: format!("Data blob {id}"), what });
             }
-            let pack = self.open_pack(location.pack)?;
-            self.copy_from_pack(&pack, location.pack, location.offset + offset as u32, out)
+            self.copy_at(&location, offset as u32, out)
         })
+    }
+
+    /// Fills `out` from `offset` of what is at `location`, which has that many bytes.
+    pub(super) fn copy_at(&self, location: &Location, offset: u32, out: &mut [u8]) -> Result<()> {
+        let pack = self.open_pack(location.pack)?;
+        self.copy_from_pack(&pack, location.pack, location.offset.saturating_add(offset), out)
+    }
+
+    /// Decodes what `len` bytes from `offset` of the data blob `id` need, so that reading them finds it in memory.
+    pub fn decode_ahead(&self, id: &BlobId, offset: u32, len: u32) -> Result<()> {
+        let location = self.locate_or_fail(BlobKind::Data, id)?;
+        if location.is_delta {
+            return self.decode_delta_ahead(id, &location, offset, len);
+        }
+        self.decode_ahead_at(&location, offset, len)
+    }
+
+    /// As [`Repository::decode_ahead`], for `len` bytes from `offset` of what is at `location`.
+    pub(super) fn decode_ahead_at(&self, location: &Location, offset: u32, len: u32) -> Result<()> {
+        for index in self.segments_at(location.pack, location.offset.saturating_add(offset), len)? {
+            if !self.segment_is_cached(location.pack, index) {
+                self.segment(location.pack, index)?;
+            }
+        }
+        Ok(())
     }
 
     /// As [`Repository::blob`], but `None` if it takes more than memory to answer.
     pub fn blob_if_cached(&self, kind: BlobKind, id: &BlobId) -> Result<Option<Blob>> {
         let Some(location) = self.index.find(id, &self.source())? else { return Ok(None) };
-        if self.is_cached(&location, 0, location.len) { self.blob(kind, id).map(Some) } else { Ok(None) }
+        let is_cached = match location.is_delta {
+            true => self.delta_is_cached(&location, None),
+            false => self.is_cached(&location, 0, location.len),
+        };
+        if is_cached { self.blob(kind, id).map(Some) } else { Ok(None) }
     }
 
     /// As [`Repository::read_blob_at`], but false if it takes more than memory to answer.
     pub fn read_blob_if_cached(&self, id: &BlobId, offset: u64, out: &mut [u8]) -> Result<bool> {
         let Some(location) = self.index.find(id, &self.source())? else { return Ok(false) };
-        let beyond = offset.checked_add(out.len() as u64).is_none_or(|end| end > u64::from(location.len));
-        if beyond || self.is_cached(&location, offset as u32, out.len() as u32) {
-            self.read_blob_at(id, offset, out).map(|()| true)
-        } else {
-            Ok(false)
-        }
+        let len = out.len() as u32;
+        let is_answered = match location.is_delta {
+            true => u32::try_from(offset).map_or(true, |offset| self.delta_is_cached(&location, Some((offset, len)))),
+            false => {
+                let beyond = offset.checked_add(len.into()).is_none_or(|end| end > u64::from(location.len));
+                beyond || self.is_cached(&location, offset as u32, len)
+            }
+        };
+        if is_answered { self.read_blob_at(id, offset, out).map(|()| true) } else { Ok(false) }
     }
 
     /// Whether the segments with `len` bytes from `offset` of what is at `location` are decoded.
-    fn is_cached(&self, location: &Location, offset: u32, len: u32) -> bool {
+    pub(super) fn is_cached(&self, location: &Location, offset: u32, len: u32) -> bool {
         let packs = self.cache.packs.lock().expect("no panic while held");
         let Some(pack) = packs.peek(&location.pack).cloned() else { return false };
         drop(packs);
@@ -445,8 +505,8 @@ impl Repository {
         Ok(pack)
     }
 
-    /// Decodes every blob of the pack `name` from its bytes and calls `each` with it, or with why it cannot be decoded. An
-    /// error is about the pack as a whole.
+    /// Decodes every blob of the pack `name`, or the delta that is stored for it, from its bytes and calls `each` with that,
+    /// or with why it cannot be decoded. An error is about the pack as a whole.
     pub fn for_each_blob(
         &self,
         name: ObjectName,

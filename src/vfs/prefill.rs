@@ -238,7 +238,8 @@ impl Vfs {
     /// hole.
     fn place(&self, file: &File, offset: u64) -> Option<(Location, u64)> {
         let extent = self.lists.extent_at(&self.repo, file, offset, Wait::Yes).ok()?;
-        let location = self.repo.locate(&extent.blob?)?;
+        // What a delta makes lies nowhere.
+        let location = self.repo.locate(&extent.blob?).filter(|location| !location.is_delta)?;
         let within = (offset - extent.start) as u32;
         Some((Location { offset: location.offset.checked_add(within)?, ..location }, extent.end - offset))
     }

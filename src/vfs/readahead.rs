@@ -108,8 +108,9 @@ impl ReadAhead {
     /// `len` bytes from `offset` of the blob `id`, a directory or small file, were read.
     pub fn after_blob(&self, id: &BlobId, offset: u64, len: usize) {
         let Some(location) = self.repo.locate(id) else { return };
-        let offset = location.offset + offset as u32;
-        let Ok(segments) = self.repo.segments_at(location.pack, offset, len as u32) else { return };
+        // A delta has no such offset; all of it is little.
+        let (offset, len) = if location.is_delta { (0, location.len) } else { (offset as u32, len as u32) };
+        let Ok(segments) = self.repo.segments_at(location.pack, location.offset + offset, len) else { return };
         let read = u64::from(segments.start)..u64::from(segments.end);
         let Some(ahead) = self.advance(Key::Pack(location.pack), read, PACK_PACE) else { return };
         for from in ahead.clone().step_by(JOB_SEGMENTS as usize) {
@@ -129,10 +130,7 @@ fn decode_file(repo: &Repository, file: &File, lists: &Lists, range: Range<u64>)
         let extent = lists.extent_at(repo, file, at, Wait::Yes).ok()?;
         let end = extent.end.min(range.end);
         if let Some(id) = extent.blob {
-            let location = repo.locate(&id)?;
-            let offset = location.offset + (at - extent.start) as u32;
-            let mut segments = repo.segments_at(location.pack, offset, (end - at) as u32).ok()?;
-            segments.try_for_each(|segment| decode_segment(repo, location.pack, segment))?;
+            repo.decode_ahead(&id, (at - extent.start) as u32, (end - at) as u32).ok()?;
         }
         at = end;
     }
