@@ -27,10 +27,10 @@ pub(super) struct Stopped;
 /// Result of a step that goes on unless nobody takes its work.
 pub(super) type Go<T = ()> = Result<T, Stopped>;
 
-/// A piece of a run.
+/// A piece of a run; a chunk with where its bytes are, and the delta that stands for them.
 pub(super) enum Piece {
     Hole(u64),
-    Chunk(ContentHash, Range<usize>),
+    Chunk(ContentHash, Range<usize>, Option<Box<[u8]>>),
 }
 
 /// Consecutive bytes of a long file, cut and hashed.
@@ -46,7 +46,7 @@ impl Run {
             .iter()
             .map(|piece| match piece {
                 Piece::Hole(len) => *len,
-                Piece::Chunk(_, range) => range.len() as u64,
+                Piece::Chunk(_, range, _) => range.len() as u64,
             })
             .sum()
     }
@@ -79,7 +79,7 @@ impl CutRun {
         let Self { content, pieces } = self;
         let hash = |piece| match piece {
             UnhashedPiece::Hole(len) => Piece::Hole(len),
-            UnhashedPiece::Chunk(range) => Piece::Chunk(ContentHash::of(&content[range.clone()]), range),
+            UnhashedPiece::Chunk(range) => Piece::Chunk(ContentHash::of(&content[range.clone()]), range, None),
         };
         let pieces = pieces.into_iter().map(hash).collect();
         Run { content, pieces }
@@ -116,7 +116,7 @@ pub(super) fn read<F: FnMut(CutRun) -> Go>(
     mut cutter: Cutter<'_, F>,
     progress: &Progress,
 ) -> Go<Option<EndedFile>> {
-    let ToRead { entry, path, was, is_linked } = to_read;
+    let ToRead { entry, path, was, is_linked, .. } = to_read;
     let mut is_short = false;
     let mut read_error = None;
     for extent in Extents::new(open) {

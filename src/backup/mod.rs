@@ -3,12 +3,13 @@
 //! ```text
 //! walk (one thread)      ask the kernel about every entry of the source, in order
 //! scan (one thread)      compare with the parent, group what is to be read, cut large files  -> batches, in order
-//! pool (every core)      read and hash the files of a batch; compress and seal segments
+//! pool (every core)      read and hash the files of a batch; make deltas; compress and seal segments
 //! run (the caller)       store what is new, build trees, then index, then the snapshot
 //! ```
 //! Batches are worked on in any order and taken in the order of the walk, so that blobs lie in packs as the tree has them.
 //! What is in flight is bounded in bytes: a fixed number of batches of bounded size.
 
+mod earlier;
 mod long;
 mod parent;
 mod read;
@@ -17,10 +18,10 @@ mod stream;
 mod tree_builder;
 mod walker;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use crate::browse::{self, OwnedNode};
@@ -30,12 +31,13 @@ use crate::format::snapshot::{Snapshot, Summary};
 use crate::format::tree::{Kind, Metadata, Node, Time, Xattrs};
 use crate::host;
 use crate::id::{BlobId, BlobKind, ContentHash, ObjectId};
-use crate::pool::{Pool, cores};
+use crate::pool::{Pool, Urgency, cores};
 use crate::progress::Progress;
 use crate::repo::writer::{WriteOptions, WriteStats, Writer};
 use crate::repo::{self, Repository};
 use crate::source::{self, WalkOptions};
 
+use self::earlier::{Earlier, NewChunk};
 use self::long::{CutRun, Cutter, FileEnd, Piece, Run, Stopped};
 use self::read::{Done, OwnedContent, OwnedPiece, ToRead};
 use self::scan::{Item, Was};
@@ -52,7 +54,7 @@ const CANCEL_CHECK: Duration = Duration::from_millis(100);
 const LEFTOVER_AGE_S: u64 = 24 * 3600;
 
 /// What to back up and how.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Options {
     /// Files and directories, and what to leave out.
     pub walk: WalkOptions,
@@ -78,6 +80,28 @@ pub struct Options {
     pub write: WriteOptions,
     /// Threads that read and compute; as many as there are cores if 0.
     pub threads: usize,
+    /// Whether chunks that are much like the file's earlier version are stored as deltas.
+    pub deltas: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            walk: WalkOptions::default(),
+            streams: Vec::new(),
+            excludes: Vec::new(),
+            host: String::new(),
+            tags: Vec::new(),
+            time: None,
+            parent: ParentChoice::default(),
+            compare: Compare::default(),
+            dry_run: false,
+            skip_if_unchanged: false,
+            write: WriteOptions::default(),
+            threads: 0,
+            deltas: true,
+        }
+    }
 }
 
 /// Which snapshot unchanged files are taken from.
@@ -168,7 +192,7 @@ pub fn run(repo: &Arc<Repository>, options: Options, progress: &Arc<Progress>) -
         pool: &pool,
         progress,
     })?;
-    let mut committer = Committer::new(repo.clone(), writer, progress.clone());
+    let mut committer = Committer::new(repo.clone(), pool.clone(), writer, progress.clone());
     committer.summary.errors = 0;
     let root = committer.take(scan.steps)?;
     let parent = scan.parent;
@@ -265,6 +289,10 @@ fn now() -> Time {
     Time { sec: now.as_second(), nsec: now.subsec_nanosecond().max(0) as u32 }
 }
 
+fn lost_thread() -> repo::Error {
+    repo::Error::System { op: "back up", source: std::io::Error::other("a thread ended early") }
+}
+
 /// Numbers of users or groups that occur in the tree.
 #[derive(Default)]
 struct Owners(BTreeSet<u32>);
@@ -294,6 +322,25 @@ impl DryBlobs {
 struct OpenFile {
     list: ListBuilder,
     size: u64,
+    /// What new chunks may be deltas of.
+    earlier: Option<Earlier>,
+    /// Runs that come next, in order, while deltas are made.
+    coming: VecDeque<Coming>,
+    /// Bytes of the file up to the end of those.
+    seen: u64,
+}
+
+/// A run as it will be stored.
+enum Coming {
+    Ready(Run),
+    /// Its deltas are being made.
+    Later(Receiver<Run>),
+}
+
+impl OpenFile {
+    fn new(earlier: Option<Earlier>) -> Self {
+        Self { list: ListBuilder::new(), size: 0, earlier, coming: VecDeque::new(), seen: 0 }
+    }
 }
 
 /// Content of a hard link that was read under an earlier name.
@@ -304,6 +351,7 @@ struct LinkedContent {
 /// Takes the scan's steps in order, stores blobs, builds trees.
 struct Committer {
     repo: Arc<Repository>,
+    pool: Arc<Pool>,
     writer: Option<Writer>,
     progress: Arc<Progress>,
     directories: Vec<TreeBuilder>,
@@ -323,9 +371,10 @@ struct Committer {
 }
 
 impl Committer {
-    fn new(repo: Arc<Repository>, writer: Option<Writer>, progress: Arc<Progress>) -> Self {
+    fn new(repo: Arc<Repository>, pool: Arc<Pool>, writer: Option<Writer>, progress: Arc<Progress>) -> Self {
         Committer {
             repo,
+            pool,
             writer,
             progress,
             directories: Vec::new(),
@@ -344,7 +393,7 @@ impl Committer {
 
     /// Takes everything; returns the root directory's node.
     fn take(&mut self, steps: Receiver<scan::Step>) -> Result<OwnedNode, Error> {
-        let lost = || repo::Error::System { op: "back up", source: std::io::Error::other("a thread ended early") };
+        let lost = lost_thread;
         loop {
             let step = match steps.recv_timeout(CANCEL_CHECK) {
                 _ if self.progress.is_cancelled() => return Err(repo::Error::Cancelled.into()),
@@ -359,7 +408,10 @@ impl Committer {
                         self.item(item, &batch.content)?;
                     }
                 }
-                scan::Step::BeginFile => self.file = Some(OpenFile { list: ListBuilder::new(), size: 0 }),
+                scan::Step::BeginFile(earlier) => {
+                    let earlier = earlier.and_then(|earlier| Earlier::new(&self.repo, &earlier.node()));
+                    self.file = Some(OpenFile::new(earlier));
+                }
                 scan::Step::Run(run) => self.run(run.recv().map_err(|_| lost())?)?,
                 scan::Step::EndFile(end) => self.end_file(end)?,
                 scan::Step::Failed(error) => return Err(error),
@@ -442,17 +494,17 @@ impl Committer {
                 let content = match content {
                     OwnedContent::Empty => Content::Empty,
                     OwnedContent::Inline(range) => Content::Inline(&batch[range.clone()]),
-                    OwnedContent::Whole(hash, range) => {
+                    OwnedContent::Whole(hash, range, delta) => {
                         let id = self.repo.blob_id(BlobKind::Data, hash);
-                        self.store(BlobKind::Data, id, &batch[range.clone()])?;
+                        self.store_chunk(id, &batch[range.clone()], delta.as_deref())?;
                         Content::Whole(*hash)
                     }
                     OwnedContent::Pieces(hash, pieces) => {
                         for piece in pieces {
                             let part = match piece {
                                 OwnedPiece::Hole(len) => Part::Hole { len: *len },
-                                OwnedPiece::Chunk(id, range) => {
-                                    self.store(BlobKind::Data, *id, &batch[range.clone()])?;
+                                OwnedPiece::Chunk(id, range, delta) => {
+                                    self.store_chunk(*id, &batch[range.clone()], delta.as_deref())?;
                                     Part::Data { id: *id, len: range.len() as u32 }
                                 }
                             };
@@ -486,7 +538,7 @@ impl Committer {
                 return Ok(());
             }
         };
-        self.file = Some(OpenFile { list: ListBuilder::new(), size: 0 });
+        self.file = Some(OpenFile::new(None));
         let (chunker, progress) = (self.repo.chunker(), self.progress.clone());
         let mut failed = None;
         let cutter = Cutter::new(&chunker, &progress, |run: CutRun| {
@@ -501,8 +553,71 @@ impl Committer {
         }
     }
 
-    /// Stores the chunks of a run of a large file.
+    /// Takes the next run of a large file.
     fn run(&mut self, run: Run) -> repo::Result<()> {
+        let mut file = self.file.take().expect("a file was begun");
+        if file.earlier.is_none() {
+            self.file = Some(file);
+            return self.store_run(run);
+        }
+        let coming = self.make_deltas(&mut file, run);
+        file.coming.push_back(coming);
+        self.file = Some(file);
+        // What is being worked on is in memory; more than the pool has threads for would only wait.
+        self.store_coming(self.pool.threads() + 1)
+    }
+
+    /// Has deltas made of what is new in `run` and where something like it was.
+    fn make_deltas(&self, file: &mut OpenFile, mut run: Run) -> Coming {
+        let (Some(earlier), Some(writer)) = (&mut file.earlier, &self.writer) else { return Coming::Ready(run) };
+        let mut chunks = Vec::new();
+        for piece in &run.pieces {
+            match piece {
+                Piece::Hole(len) => file.seen += len,
+                Piece::Chunk(hash, range, _) => {
+                    let (len, id) = (range.len() as u32, self.repo.blob_id(BlobKind::Data, hash));
+                    chunks.push(NewChunk { offset: file.seen, len, id });
+                    file.seen += u64::from(len);
+                }
+            }
+        }
+        let is_new: Vec<bool> = chunks.iter().map(|chunk| !writer.has(&chunk.id)).collect();
+        let regions = earlier.align(&chunks, |number| is_new[number]);
+        if regions.iter().all(Vec::is_empty) {
+            return Coming::Ready(run);
+        }
+        let repo = self.repo.clone();
+        let (sender, receiver) = sync_channel(1);
+        self.pool.submit(Urgency::Urgent, move || {
+            let chunks = run.pieces.iter_mut().filter_map(|piece| match piece {
+                Piece::Chunk(_, range, delta) => Some((range, delta)),
+                Piece::Hole(_) => None,
+            });
+            for ((range, delta), regions) in chunks.zip(&regions) {
+                *delta = earlier::encode(&repo, &run.content[range.clone()], regions);
+            }
+            let _ = sender.send(run);
+        });
+        Coming::Later(receiver)
+    }
+
+    /// Stores what comes next of a large file until no more than `left` runs of it are left.
+    fn store_coming(&mut self, left: usize) -> repo::Result<()> {
+        loop {
+            let coming = &mut self.file.as_mut().expect("a file was begun").coming;
+            if coming.len() <= left {
+                return Ok(());
+            }
+            let run = match coming.pop_front().expect("there are more than none") {
+                Coming::Ready(run) => run,
+                Coming::Later(run) => run.recv().map_err(|_| lost_thread())?,
+            };
+            self.store_run(run)?;
+        }
+    }
+
+    /// Stores the chunks of a run of a large file.
+    fn store_run(&mut self, run: Run) -> repo::Result<()> {
         let mut file = self.file.take().expect("a file was begun");
         for piece in &run.pieces {
             match piece {
@@ -510,10 +625,10 @@ impl Committer {
                     file.size += len;
                     self.list_part(&mut file.list, Part::Hole { len: *len })?;
                 }
-                Piece::Chunk(hash, range) => {
+                Piece::Chunk(hash, range, delta) => {
                     let len = range.len() as u32;
                     let id = self.repo.blob_id(BlobKind::Data, hash);
-                    self.store(BlobKind::Data, id, &run.content[range.clone()])?;
+                    self.store_chunk(id, &run.content[range.clone()], delta.as_deref())?;
                     file.size += u64::from(len);
                     self.list_part(&mut file.list, Part::Data { id, len })?;
                 }
@@ -529,7 +644,8 @@ impl Committer {
     }
 
     fn end_file(&mut self, end: FileEnd) -> repo::Result<()> {
-        let OpenFile { list, size } = self.file.take().expect("a file was begun");
+        self.store_coming(0)?;
+        let OpenFile { list, size, .. } = self.file.take().expect("a file was begun");
         let Some(end) = end else { return Ok(()) };
         self.progress.files_done.fetch_add(1, Ordering::Relaxed);
         self.count_file(size);
@@ -628,6 +744,14 @@ impl Committer {
         Ok(id)
     }
 
+    /// Stores a chunk of a file, as its delta if there is one.
+    fn store_chunk(&mut self, id: BlobId, plain: &[u8], delta: Option<&[u8]>) -> repo::Result<()> {
+        if let (Some(writer), Some(delta)) = (&mut self.writer, delta) {
+            return writer.store_delta(id, delta, plain.len()).map(drop);
+        }
+        self.store(BlobKind::Data, id, plain)
+    }
+
     fn store(&mut self, kind: BlobKind, id: BlobId, plain: &[u8]) -> repo::Result<()> {
         match &mut self.writer {
             Some(writer) => {
@@ -655,7 +779,8 @@ mod tests {
     /// A committer that is in the directory `/d`.
     fn in_a_directory() -> Committer {
         let progress = Arc::new(Progress::new());
-        let mut committer = Committer::new(Sample::new().repo, None, progress);
+        let pool = Arc::new(Pool::new("test", 1).expect("a thread"));
+        let mut committer = Committer::new(Sample::new().repo, pool, None, progress);
         committer.directories.push(TreeBuilder::new(scan::Directory {
             name: b"d".to_vec(),
             path: b"/d".to_vec(),

@@ -73,14 +73,15 @@ impl<'r> ParentDirectory<'r> {
         }
     }
 
-    /// The parent's `node` with the entry's metadata, if the entry did not change and all of its content is stored.
+    /// The parent's `node` with the entry's metadata, if the entry did not change and all of its content is stored; else as
+    /// it was.
     pub(super) fn unchanged(
         &self,
         node: OwnedNode,
         entry: &Entry,
         compare: Compare,
         failed: impl FnMut(io::Error),
-    ) -> Option<OwnedNode> {
+    ) -> Result<OwnedNode, OwnedNode> {
         let old = node.node();
         let new = entry.metadata();
         let same = old.metadata.mtime == new.mtime
@@ -100,16 +101,16 @@ impl<'r> ParentDirectory<'r> {
             _ => false,
         };
         if !(same && same_kind) {
-            return None;
+            return Err(node);
         }
         if old.metadata == *new {
-            return Some(node);
+            return Ok(node);
         }
         if !same_inode {
             let xattrs = entry.xattrs(failed);
-            return Some(OwnedNode::of(&Node { metadata: *new, xattrs: Xattrs::new(&xattrs), ..old }));
+            return Ok(OwnedNode::of(&Node { metadata: *new, xattrs: Xattrs::new(&xattrs), ..old }));
         }
-        Some(OwnedNode::of(&Node { metadata: *new, ..old }))
+        Ok(OwnedNode::of(&Node { metadata: *new, ..old }))
     }
 
     fn is_stored(&self, size: u64, content: Content<'_>) -> bool {

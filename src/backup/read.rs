@@ -12,8 +12,10 @@ use crate::repo::Repository;
 use crate::source::read::{Extent, Extents};
 use crate::source::{Entry, EntryKind, OpenFile};
 
+use super::earlier::{self, Earlier, NewChunk};
 use super::scan::{Batch, Item, Was};
 use super::{INLINE_LEN, long};
+use crate::browse::OwnedNode;
 
 /// An entry that has to be read.
 pub(super) struct ToRead {
@@ -21,6 +23,8 @@ pub(super) struct ToRead {
     pub path: Vec<u8>,
     pub was: Was,
     pub is_linked: bool,
+    /// Its earlier version, if deltas are to be made of that.
+    pub earlier: Option<OwnedNode>,
 }
 
 impl ToRead {
@@ -72,15 +76,18 @@ impl OwnedOther {
 pub(super) enum OwnedContent {
     Empty,
     Inline(Range<usize>),
-    Whole(ContentHash, Range<usize>),
+    Whole(ContentHash, Range<usize>, Stored),
     Pieces(ContentHash, Vec<OwnedPiece>),
 }
 
 /// A piece of a small file.
 pub(super) enum OwnedPiece {
-    Chunk(BlobId, Range<usize>),
+    Chunk(BlobId, Range<usize>, Stored),
     Hole(u64),
 }
+
+/// The delta that stands for a chunk; `None` if it is stored plain.
+type Stored = Option<Box<[u8]>>;
 
 /// What reading needs to know.
 pub(super) struct Reader {
@@ -201,11 +208,50 @@ impl Reader {
                 let what = "the file changed while it was read; what was read is kept";
                 self.progress.error(&to_read.path, "read", what);
             }
-            let kind = self.file(start, &extents, content);
+            let mut kind = self.file(start, &extents, content);
+            if let Some(earlier) = &to_read.earlier {
+                self.make_deltas(&mut kind, earlier, content);
+            }
             let xattrs = open.xattrs(self.failed(&to_read.path));
             return Ok(Some(Read::Done { metadata: long::metadata(&to_read.entry, &open), xattrs, kind }));
         }
         unreachable!("the loop returns")
+    }
+
+    /// Makes deltas of what is new in a file and much like its earlier version.
+    fn make_deltas(&self, kind: &mut OwnedKind, earlier: &OwnedNode, content: &[u8]) {
+        let OwnedKind::File { content: read, .. } = kind else { return };
+        let mut chunks = Vec::new();
+        let mut offset = 0;
+        match read {
+            OwnedContent::Whole(hash, range, delta) => {
+                let id = self.repo.blob_id(BlobKind::Data, hash);
+                chunks.push((NewChunk { offset, len: range.len() as u32, id }, range.clone(), delta));
+            }
+            OwnedContent::Pieces(_, pieces) => {
+                for piece in pieces {
+                    match piece {
+                        OwnedPiece::Hole(len) => offset += *len,
+                        OwnedPiece::Chunk(id, range, delta) => {
+                            let len = range.len() as u32;
+                            chunks.push((NewChunk { offset, len, id: *id }, range.clone(), delta));
+                            offset += u64::from(len);
+                        }
+                    }
+                }
+            }
+            OwnedContent::Empty | OwnedContent::Inline(_) => return,
+        }
+        let is_new: Vec<bool> = chunks.iter().map(|(chunk, ..)| self.repo.locate(&chunk.id).is_none()).collect();
+        if !is_new.contains(&true) {
+            return;
+        }
+        let Some(mut earlier) = Earlier::new(&self.repo, &earlier.node()) else { return };
+        let found: Vec<NewChunk> = chunks.iter().map(|(chunk, ..)| *chunk).collect();
+        let regions = earlier.align(&found, |number| is_new[number]);
+        for (regions, (_, range, delta)) in regions.iter().zip(chunks) {
+            *delta = earlier::encode(&self.repo, &content[range], regions);
+        }
     }
 
     /// Hashes and cuts what was read of a file from `start` of the batch's content.
@@ -223,13 +269,13 @@ impl Reader {
             }
             let hash = ContentHash::of(bytes);
             if bytes.len() <= WHOLE_LEN {
-                return OwnedKind::File { size, content: OwnedContent::Whole(hash, start..end) };
+                return OwnedKind::File { size, content: OwnedContent::Whole(hash, start..end, None) };
             }
             let scale = Scale::of(bytes);
             let mut pieces = Vec::new();
             self.cut(content, start..end, scale, 0, &mut pieces);
             if pieces.len() == 1 {
-                return OwnedKind::File { size, content: OwnedContent::Whole(hash, start..end) };
+                return OwnedKind::File { size, content: OwnedContent::Whole(hash, start..end, None) };
             }
             return OwnedKind::File { size, content: OwnedContent::Pieces(hash, pieces) };
         }
@@ -266,7 +312,7 @@ impl Reader {
         while at < range.end {
             let len = self.chunker.cut(&content[at..range.end], scale, offset + (at - range.start) as u64);
             let id = self.repo.blob_id(BlobKind::Data, &ContentHash::of(&content[at..at + len]));
-            pieces.push(OwnedPiece::Chunk(id, at..at + len));
+            pieces.push(OwnedPiece::Chunk(id, at..at + len, None));
             at += len;
         }
     }
@@ -345,7 +391,7 @@ mod tests {
         for event in Walk::new(options, &progress).unwrap() {
             if let Event::Entry(entry) = event {
                 let path = entry.name().to_vec();
-                seen.push(ToRead { entry, path, was: Was::New, is_linked: true });
+                seen.push(ToRead { entry, path, was: Was::New, is_linked: true, earlier: None });
             }
         }
         seen

@@ -81,7 +81,8 @@ pub(super) struct Batch {
 /// What the committer takes, in order.
 pub(super) enum Step {
     Batch(Receiver<Batch>),
-    BeginFile,
+    /// With its earlier version, if deltas are to be made of that.
+    BeginFile(Option<OwnedNode>),
     Run(Receiver<Run>),
     EndFile(FileEnd),
     /// The run cannot go on.
@@ -123,6 +124,7 @@ pub(super) fn start(setup: Setup<'_>) -> Result<Scan, Error> {
     let mut streams = options.streams.clone();
     streams.sort_by(|a, b| a.name.cmp(&b.name));
     let (walk, choice, compare) = (options.walk.clone(), options.parent, options.compare);
+    let with_deltas = options.deltas && !options.dry_run;
     let (repo, host, snapshots, pool, progress) =
         (repo.clone(), host.to_owned(), snapshots.to_vec(), pool.clone(), progress.clone());
     let told = Unread::default();
@@ -138,6 +140,7 @@ pub(super) fn start(setup: Setup<'_>) -> Result<Scan, Error> {
             chunker,
             sender,
             compare,
+            with_deltas,
             asked_for_parent: if let ParentChoice::Snapshot(id) = choice { Some(id) } else { None },
             unread: unread.clone(),
             batch: Batch::default(),
@@ -212,6 +215,8 @@ struct Scanner<'a> {
     chunker: Chunker,
     sender: Sender,
     compare: Compare,
+    /// Whether earlier versions of files are handed on.
+    with_deltas: bool,
     /// The parent, if the user named one.
     asked_for_parent: Option<ObjectId>,
     /// Why some of the parent could not be read.
@@ -335,6 +340,7 @@ impl Scanner<'_> {
 
     fn entry(&mut self, entry: Entry, parent: &mut ParentDirectory<'_>, directory: &[u8]) -> Go {
         let mut was = Was::New;
+        let mut earlier = None;
         if let Some(node) = parent.take(entry.name()) {
             let is_file = |kind: Kind<'_>| matches!(kind, Kind::File { .. });
             let both_files = is_file(node.node().kind) && matches!(entry.kind(), EntryKind::File { .. });
@@ -344,8 +350,9 @@ impl Scanner<'_> {
             let unchanged = parent.unchanged(node, &entry, self.compare, |error| {
                 self.progress.error(&path_of(directory, &entry), "read an extended attribute of", error);
             });
-            if let Some(node) = unchanged {
-                return self.item(Item::Unchanged(node));
+            match unchanged {
+                Ok(node) => return self.item(Item::Unchanged(node)),
+                Err(node) => earlier = Some(node).filter(|_| self.with_deltas),
             }
         }
         let metadata = *entry.metadata();
@@ -373,10 +380,12 @@ impl Scanner<'_> {
         match entry.kind() {
             EntryKind::File { size } if size <= SMALL_LEN_MAX => {
                 self.batch_len += size;
-                self.add_to_read(ToRead { entry, path, was, is_linked })
+                self.add_to_read(ToRead { entry, path, was, is_linked, earlier })
             }
-            EntryKind::File { .. } | EntryKind::Volume { .. } => self.long_file(ToRead { entry, path, was, is_linked }),
-            _ => self.add_to_read(ToRead { entry, path, was, is_linked }),
+            EntryKind::File { .. } | EntryKind::Volume { .. } => {
+                self.long_file(ToRead { entry, path, was, is_linked, earlier })
+            }
+            _ => self.add_to_read(ToRead { entry, path, was, is_linked, earlier: None }),
         }
     }
 
@@ -424,7 +433,7 @@ impl Scanner<'_> {
                 return Ok(());
             }
         };
-        self.sender.send(Step::BeginFile)?;
+        self.sender.send(Step::BeginFile(to_read.earlier.take()))?;
         let end = long::read(to_read, &open, self.cutter(), self.progress)?;
         self.sender.send(Step::EndFile(end))
     }
@@ -441,7 +450,7 @@ impl Scanner<'_> {
             Ok(open) => open,
             Err(error) => return Ok(Err(error)),
         };
-        self.sender.send(Step::BeginFile)?;
+        self.sender.send(Step::BeginFile(old.clone().filter(|_| self.with_deltas)))?;
         let mut cutter = self.cutter();
         let read = cutter.data(|out| open.read(out))?;
         let hash = cutter.finish()?;

@@ -17,7 +17,7 @@ use crate::backup::{self, Compare, Options, Outcome, ParentChoice, Stream, Strea
 use crate::browse;
 use crate::progress::Progress;
 use crate::repo::Repository;
-use crate::repo::writer::{LEVEL_DEFAULT, PACK_LEN_DEFAULT, WriteOptions};
+use crate::repo::writer::{PACK_LEN_DEFAULT, WriteOptions};
 use crate::source::exclude::{Excludes, Tag, parse_size, read_patterns};
 use crate::source::files_from::{read_globs, read_lines, read_raw};
 use crate::source::pattern::{Case, Patterns};
@@ -121,6 +121,9 @@ pub struct Args {
     /// How hard to compress: auto, off, fastest, better, max, or a zstd level from 1 to 19
     #[arg(long, value_name = "HOW", default_value = "auto", env = "BYGONE_COMPRESSION", help_heading = "Run")]
     pub compression: Compression,
+    /// Store every new chunk whole, even one that is much like the file's earlier version
+    #[arg(long, help_heading = "Run")]
+    pub no_delta: bool,
     /// Size of packs in MiB
     #[arg(long, value_name = "MIB", default_value_t = (PACK_LEN_DEFAULT >> 20) as u32, env = "BYGONE_PACK_SIZE",
         value_parser = clap::value_parser!(u32).range(4..=512), help_heading = "Run")]
@@ -137,6 +140,9 @@ pub struct Args {
     #[arg(last = true, value_name = "COMMAND")]
     pub words: Vec<OsString>,
 }
+
+/// Bytes of decoded data that a backup keeps: the parent's trees and what deltas are made of are read in order, once.
+const CACHE_LEN: u64 = 16 << 20;
 
 /// How hard to compress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -183,7 +189,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     };
     check_names(&streams, &walk)?;
     let time = args.time.as_deref().map(select::parse_time).transpose()?;
-    let repo = global.open_repository()?;
+    let repo = global.open_repository_with_cache(CACHE_LEN)?;
     let parent = match &args.parent {
         _ if args.force => ParentChoice::None,
         None => ParentChoice::Newest,
@@ -208,11 +214,9 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         compare: Compare { ignore_ctime: args.ignore_ctime, ignore_inode: args.ignore_inode },
         dry_run: args.dry_run,
         skip_if_unchanged: args.skip_if_unchanged,
-        write: WriteOptions {
-            level: args.compression.0.unwrap_or(LEVEL_DEFAULT),
-            pack_len: u64::from(args.pack_size) << 20,
-        },
+        write: WriteOptions { level: args.compression.0, pack_len: u64::from(args.pack_size) << 20 },
         threads: args.read_concurrency as usize,
+        deltas: !args.no_delta,
     };
     let may_be_empty = !args.leaves_out() || !options.streams.is_empty();
     let watch = global.watch(&progress, "backup");
