@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 
 use crate::backend::{Backend, ObjectKind, ObjectName};
+use crate::format::delta::Delta;
 use crate::format::index::{PackedBlob, encode_blobs};
 use crate::format::limits::PACK_LEN_MAX;
 use crate::format::object::{CONFIG_LEN_MAX, Config};
@@ -279,6 +280,7 @@ fn read_packs(
     report: &mut Report,
     progress: &Arc<Progress>,
 ) -> Result<()> {
+    let read_all = subset == Subset::Share(1.0);
     let mut ids = choose(indexed, subset);
     ids.retain(|id| stored.get(id) == Some(&indexed[id].len));
     progress.bytes_total.store(ids.iter().map(|id| indexed[id].len).sum(), Ordering::Relaxed);
@@ -291,7 +293,7 @@ fn read_packs(
         let (repo, results, progress) = (repo.clone(), results.clone(), progress.clone());
         pool.submit(Urgency::Normal, move || {
             if !progress.is_cancelled() {
-                let _ = results.send((id, len, verify_pack(&repo, &id, &by, &table)));
+                let _ = results.send((id, len, verify_pack(&repo, &id, &by, &table, read_all)));
                 progress.add(len);
             }
         });
@@ -322,8 +324,32 @@ struct Fault {
     lost: Vec<BlobId>,
 }
 
-/// What is wrong with a pack: at most its bytes, and what the index object `by` says of it.
-fn verify_pack(repo: &Repository, id: &ObjectId, by: &ObjectId, table: &[u8; 32]) -> Vec<Fault> {
+/// Compares what is stored of a blob with its id. For a delta that is as it should be and cannot be followed, returns why
+/// one of its bases cannot be read.
+fn verify_blob(repo: &Repository, blob: &PackedBlob, stored: &[u8]) -> Result<Option<Error>> {
+    let hashes = |plain: &[u8]| repo.blob_id(blob.kind, &ContentHash::of(plain)) == blob.id;
+    let wrong = |what: &str| {
+        let object = format!("{:?} blob {}", blob.kind, blob.id);
+        Err(Error::Corrupt { object, what: what.to_owned() })
+    };
+    if !blob.is_delta {
+        return if hashes(stored) { Ok(None) } else { wrong("it does not hash to its id") };
+    }
+    let made = repo.apply_delta(&blob.id, stored);
+    if made.as_ref().is_ok_and(|made| hashes(made)) {
+        return Ok(None);
+    }
+    let decoded =
+        Delta::decode(stored).map_err(|error| Error::decode(format!("delta of data blob {}", blob.id), error))?;
+    match decoded.bases.iter().find_map(|base| repo.plain_blob(&base.id).err()) {
+        Some(base) => Ok(Some(base)),
+        None => made.and_then(|_| wrong("what its delta makes does not hash to its id")),
+    }
+}
+
+/// What is wrong with a pack: at most its bytes, and what the index object `by` says of it. With `read_all`, bases of its
+/// deltas are not looked at, since their own packs are.
+fn verify_pack(repo: &Repository, id: &ObjectId, by: &ObjectId, table: &[u8; 32], read_all: bool) -> Vec<Fault> {
     let name = ObjectName::new(ObjectKind::Pack, *id);
     // Loaded again, for few packs need it.
     let indexed = || -> Vec<PackedBlob> {
@@ -339,24 +365,37 @@ fn verify_pack(repo: &Repository, id: &ObjectId, by: &ObjectId, table: &[u8; 32]
         Err(error) => return nothing_left(error.to_string()),
     };
     let mut own: Vec<PackedBlob> = Vec::new();
-    let mut lost = Vec::new();
-    let mut first = String::new();
-    let read = repo.for_each_blob(name, &stored, &mut |blob, plain| {
+    let (mut lost, mut lost_with_bases) = (Vec::new(), Vec::new());
+    let (mut first, mut first_base) = (String::new(), String::new());
+    let read = repo.for_each_blob(name, &stored, &mut |blob, stored| {
         own.push(*blob);
-        let what = match plain {
-            Ok(plain) if repo.blob_id(blob.kind, &ContentHash::of(plain)) == blob.id => return,
-            Ok(_) => "it does not hash to its id".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        if lost.is_empty() {
-            first = format!("{:?} blob {}: {what}", blob.kind, blob.id);
+        match stored.and_then(|stored| verify_blob(repo, blob, stored)) {
+            Ok(None) => {}
+            // The pack of the base is told of if it is read too, and its paths are found from there.
+            Ok(Some(_)) if read_all => {}
+            Ok(Some(base)) => {
+                if lost_with_bases.is_empty() {
+                    first_base = base.to_string();
+                }
+                lost_with_bases.push(blob.id);
+            }
+            Err(error) => {
+                if lost.is_empty() {
+                    first = format!("{:?} blob {}: {error}", blob.kind, blob.id);
+                }
+                lost.push(blob.id);
+            }
         }
-        lost.push(blob.id);
     });
     if let Err(error) = read {
         return nothing_left(error.to_string());
     }
     let mut faults = Vec::new();
+    if !lost_with_bases.is_empty() {
+        let count = lost_with_bases.len();
+        let what = format!("{count} blobs of {name} are made of others that cannot be read: {first_base}");
+        faults.push(Fault { what, lost: lost_with_bases });
+    }
     if !lost.is_empty() {
         let what = format!("{name} is damaged: {} of its {} blobs cannot be read: {first}", lost.len(), own.len());
         faults.push(Fault { what, lost });
@@ -389,7 +428,7 @@ fn differences(index: &str, name: &ObjectName, indexed: &[PackedBlob], own: &[Pa
     let lost = wrong.map(|(_, blob)| blob.id).collect();
     let at = indexed.iter().zip(own).take_while(|(one, other)| one == other).count();
     let show = |blobs| {
-        placed(blobs).nth(at).map_or("nothing".to_owned(), |(offset, PackedBlob { kind, id, len })| {
+        placed(blobs).nth(at).map_or("nothing".to_owned(), |(offset, PackedBlob { kind, id, len, .. })| {
             format!("{kind:?} blob {id}, {len} bytes at {offset}")
         })
     };

@@ -9,9 +9,11 @@ use std::collections::{HashMap, HashSet};
 use super::{PROBLEMS_MAX, Report, Suspects};
 use crate::browse;
 use crate::format::content::{Content, Part};
+use crate::format::delta::Base;
 use crate::format::limits::TREE_DEPTH_MAX;
 use crate::format::tree::{Kind, Leaf, Node, Page, Tree};
 use crate::id::{BLOB_ID_LEN, BlobId, BlobKind, ObjectId};
+use crate::index::Location;
 use crate::progress::Progress;
 use crate::repo::{Error, Repository, Result};
 
@@ -236,8 +238,8 @@ impl<'a> Trees<'a> {
                 Ok((_, Part::Hole { .. })) => {}
                 Ok((_, Part::Data { id, len })) => {
                     data += u64::from(len);
-                    if let Err(error) = self.data(&id, len) {
-                        return self.blob_lost(&id, node.name, error);
+                    if let Err((lost, error)) = self.data(&id, len) {
+                        return self.blob_lost(&lost, node.name, error);
                     }
                 }
                 Err(error) => match parts.page() {
@@ -254,14 +256,39 @@ impl<'a> Trees<'a> {
         }
     }
 
-    /// A data blob must be in an index, with the length that the file says.
-    fn data(&self, id: &BlobId, len: u32) -> Result<()> {
-        let missing = || Error::MissingBlob { kind: BlobKind::Data, id: *id, location: self.repo.location() };
-        let location = self.repo.locate(id).ok_or_else(missing)?;
-        if location.len != len {
-            let what = format!("an index says {} bytes, its file {len}", location.len);
-            return Err(Error::Corrupt { object: format!("Data blob {id}"), what });
+    /// A data blob must be in an index, with the length that the file says, and so must the bases that its delta is made of.
+    /// Fails with the blob that is lost.
+    fn data(&self, id: &BlobId, len: u32) -> std::result::Result<(), (BlobId, Error)> {
+        let lost = |id: &BlobId| {
+            let id = *id;
+            move |error| (id, error)
+        };
+        let location = self.repo.locate(id).ok_or_else(|| lost(id)(self.missing(id)))?;
+        self.pack_is_whole(id, &location).map_err(lost(id))?;
+        let delta = if location.is_delta { self.repo.delta(id).map_err(lost(id))? } else { None };
+        let (found, bases) = delta.map_or((location.len, Vec::new()), |delta| (delta.plain_len, delta.bases));
+        self.has_len(id, found, "its file", len).map_err(lost(id))?;
+        for Base { id, len } in &bases {
+            let location = self.repo.locate_plain(id).ok_or_else(|| lost(id)(self.missing(id)))?;
+            self.has_len(id, location.len, "a delta that is made of it", *len).map_err(lost(id))?;
+            self.pack_is_whole(id, &location).map_err(lost(id))?;
         }
+        Ok(())
+    }
+
+    fn missing(&self, id: &BlobId) -> Error {
+        Error::MissingBlob { kind: BlobKind::Data, id: *id, location: self.repo.location() }
+    }
+
+    fn has_len(&self, id: &BlobId, found: u32, who: &str, len: u32) -> Result<()> {
+        if found == len {
+            return Ok(());
+        }
+        let what = format!("an index says {found} bytes, {who} {len}");
+        Err(Error::Corrupt { object: format!("Data blob {id}"), what })
+    }
+
+    fn pack_is_whole(&self, id: &BlobId, location: &Location) -> Result<()> {
         if let Some(problem) = self.suspects.blobs.get(id)
             && self.suspects.packs.get(problem) == Some(&self.repo.index().pack(location.pack).id)
         {
