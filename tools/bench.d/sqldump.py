@@ -1,8 +1,8 @@
-"""An SQL dump of a compute service's instance table on two days, made from a fixed seed.
+"""An SQL dump of a compute service's instance table on several days, made from a fixed seed.
 
-Every row is a pure function of its number and its version, so both days can be written in one pass and
-always come out the same. Day 2 is day 1 with one row in fifty changed, at scattered places, and one per
-cent of new rows at the end: what a nightly dump of a busy database looks like to a backup program.
+Every row is a pure function of its number and its version, so all days can be written in one pass and
+always come out the same. Each day is the day before with one row in fifty changed, at scattered places, and one
+per cent of new rows at the end: what a nightly dump of a busy database looks like to a backup program.
 """
 
 from hashlib import blake2b
@@ -44,7 +44,7 @@ def row(number, version):
                                                    h[0] % 24, h[1] % 60, h[2] % 60)
     v = blake2b(b"version %d %d" % (number, version), digest_size=8).digest() if version else h[3:11]
     if version:
-        updated = "2026-11-20 %02d:%02d:%02d" % (v[0] % 24, v[1] % 60, v[2] % 60)
+        updated = "2026-11-%02d %02d:%02d:%02d" % (19 + version, v[0] % 24, v[1] % 60, v[2] % 60)
     else:
         updated = "2026-%02d-%02d %02d:%02d:%02d" % (v[3] % 10 + 1, v[4] % 28 + 1, v[0] % 24, v[1] % 60, v[2] % 60)
     host = "compute-%03d.cloud.example.org" % (v[5] % 200)
@@ -62,21 +62,33 @@ def row(number, version):
     )
 
 
-def changed(number):
-    """Whether day 2 has another version of this row: one in CHANGED_ONE_IN, scattered, always the same ones."""
-    return (number * 2654435761 >> 7) % CHANGED_ONE_IN == 0
+def changed(number, night):
+    """Whether the night after day `night` changes this row: one in CHANGED_ONE_IN, scattered, always the same ones."""
+    return (number * 2654435761 + (night - 1) * 0x9E3779B97F4A7C15 >> 7) % CHANGED_ONE_IN == 0
 
 
-def write(path_1, path_2):
-    """Writes day 1 and day 2."""
-    with open(path_1, "w", encoding="ascii") as day_1, open(path_2, "w", encoding="ascii") as day_2:
-        day_1.write(HEAD)
-        day_2.write(HEAD)
-        for start in range(1, ROWS + APPENDED + 1, ROWS_PER_INSERT):
-            numbers = range(start, min(start + ROWS_PER_INSERT, ROWS + APPENDED + 1))
-            old = [row(n, 0) for n in numbers]
-            new = [row(n, 1) if n <= ROWS and changed(n) else text for n, text in zip(numbers, old)]
-            kept = old[: max(0, ROWS + 1 - start)]
-            if kept:
-                day_1.write("INSERT INTO `instances` VALUES " + ",".join(kept) + ";\n")
-            day_2.write("INSERT INTO `instances` VALUES " + ",".join(new) + ";\n")
+def rows_of(day):
+    """How many rows the table has on a day."""
+    return ROWS + (day - 1) * APPENDED
+
+
+def write(*paths):
+    """Writes as many days as there are paths, the first of them day 1."""
+    days = range(1, len(paths) + 1)
+    files = [open(path, "w", encoding="ascii") for path in paths]
+    try:
+        for file in files:
+            file.write(HEAD)
+        for start in range(1, rows_of(len(paths)) + 1, ROWS_PER_INSERT):
+            numbers = range(start, min(start + ROWS_PER_INSERT, rows_of(len(paths)) + 1))
+            texts = {number: row(number, 0) for number in numbers}
+            for day, file in zip(days, files):
+                there = [number for number in numbers if number <= rows_of(day)]
+                for number in there:
+                    if day > 1 and number <= rows_of(day - 1) and changed(number, day - 1):
+                        texts[number] = row(number, day - 1)
+                if there:
+                    file.write("INSERT INTO `instances` VALUES " + ",".join(texts[n] for n in there) + ";\n")
+    finally:
+        for file in files:
+            file.close()
