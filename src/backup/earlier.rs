@@ -387,7 +387,7 @@ mod tests {
         ];
         for (what, names) in shifts {
             for keep_one_in in [1, 10, u64::MAX] {
-                let edit = |name: &u64| if name % keep_one_in == 0 { *name } else { *name + EDITED };
+                let edit = |name: &u64| if name.is_multiple_of(keep_one_in) { *name } else { *name + EDITED };
                 let new: Vec<u64> = names.iter().map(edit).collect();
                 let places = places(&mut earlier(&old), &new, 64);
                 let wrong =

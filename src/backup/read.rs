@@ -104,6 +104,7 @@ const RETRIES: usize = 1;
 const GROWN_LEN_MAX: u64 = 64 << 10;
 
 /// What came of reading an entry.
+#[expect(clippy::large_enum_variant, reason = "one at a time, and hardly ever the small one")]
 enum Read {
     Done {
         metadata: Metadata,

@@ -229,7 +229,7 @@ impl Index {
         }
         let mut damaged = false;
         for held in &state.held {
-            let accept = |record: &Record| !(plain_only && record.len & DELTA_BIT != 0) && !held.is_hidden(record.pack);
+            let accept = |record: &Record| !(held.is_hidden(record.pack) || plain_only && record.len & DELTA_BIT != 0);
             match held.file.find(id, accept) {
                 Ok(Some(record)) => {
                     let pack = PackNumber(held.base + record.pack);
