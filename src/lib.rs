@@ -8,7 +8,7 @@
 //! Two functions are the spines; everything else is called by one of them:
 //!
 //! - [`backup::run`]: source in, snapshot out. It goes `source` (walk, compare, read) -> `chunk` -> `id` -> `index` (is it
-//!   there?) -> `repo::writer` (segments, `seal`, packs) -> `backend`.
+//!   there?) -> `difference` (is it much like what was there?) -> `repo::writer` (segments, `seal`, packs) -> `backend`.
 //! - [`vfs::Vfs::read`]: inode, offset, length in, bytes out. It goes inode -> node -> content list -> `index` (where?) ->
 //!   `repo::reader` (segments, `seal`, cache) -> `backend`.
 //!
@@ -24,7 +24,7 @@
 //! repo                     blobs by id: verified when read, stored once when written
 //! index                    where each blob lies; local files and sled, all of it can be lost
 //! backend | source         named write-once objects | the live file system
-//! format key seal chunk difference    every stored byte; keys; sealing; cut points; deltas; no input or output
+//! format key seal chunk difference   every stored byte; keys; sealing; cut points; deltas; no input or output
 //! id progress host pool    names; counters; who and where we are; threads
 //! ```
 //!

@@ -10,7 +10,7 @@ use crate::support::sandbox::files_below;
 /// those beside it that [`BESIDE`] names.
 const LAYERS: &[&[&str]] = &[
     &["id", "progress", "host", "pool"],
-    &["format", "key", "seal", "chunk"],
+    &["format", "key", "seal", "chunk", "difference"],
     &["backend", "source"],
     &["index"],
     &["repo"],
@@ -28,6 +28,7 @@ const BESIDE: &[(&str, &str)] = &[
     ("seal", "format"),
     ("key", "format"),
     ("chunk", "format"),
+    ("difference", "format"),
     ("format", "seal"),
     ("format", "key"),
     ("format", "chunk"),
