@@ -10,7 +10,7 @@ use crate::support::sandbox::files_below;
 /// those beside it that [`BESIDE`] names.
 const LAYERS: &[&[&str]] = &[
     &["id", "progress", "host", "pool"],
-    &["format", "key", "seal", "chunk"],
+    &["format", "key", "seal", "chunk", "difference"],
     &["backend", "source"],
     &["index"],
     &["repo"],
@@ -31,6 +31,7 @@ const BESIDE: &[(&str, &str)] = &[
     ("format", "seal"),
     ("format", "key"),
     ("format", "chunk"),
+    ("difference", "format"),
 ];
 
 fn root() -> &'static Path {
