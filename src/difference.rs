@@ -3,7 +3,8 @@
 //! Follows the other bytes in step for as long as they are equal. At a difference it looks whether they go on equal a
 //! little later, in step or a little off it, as after an edit of a field; if not, an index of the other bytes, made only
 //! then, says where the next bytes occur. What is near is taken first, though what the index finds may be longer: text
-//! repeats itself, and to jump there and back costs more than it brings. The index knows every fourth position by the hash of the sixteen bytes there, which finds every
+//! repeats itself, and to jump there and back costs more than it brings. Rows of equal length, though, agree in part wherever
+//! they are laid: where much is inserted between such copies, the index is asked for what is being inserted. The index knows every fourth position by the hash of the sixteen bytes there, which finds every
 //! run of 19 equal bytes (the scheme of J. MacDonald's xdelta, "File System Support for Delta Compression", 2000).
 
 use std::ops::Range;
@@ -22,6 +23,11 @@ const WINDOW: usize = 16;
 const STRIDE: usize = 4;
 /// Bytes after a difference in which the others may go on in step before the index is made.
 const STEP_MAX: usize = 64;
+/// Bytes inserted, less one in [`DEBT_PAID_BY`] of those copied since, after which it is doubtful that the step is right.
+const DEBT_MAX: usize = 48;
+const DEBT_PAID_BY: usize = 16;
+/// Shortest copy from elsewhere, in bytes, that the step is then given up for; and it must be twice as long as the one in step.
+const BETTER_MIN: usize = 64;
 /// Bits of the index's table at most.
 const BITS_MAX: u32 = 20;
 
@@ -90,11 +96,12 @@ impl Differ {
         let mut commands = Vec::new();
         let mut insert_left = insert_max;
         let mut is_indexed = false;
+        let mut debt = 0;
         // Up to here the blob is made; in step with that the base is at `from`, which may be outside of it.
         let (mut done, mut from) = (0, at as i64);
         while done < new.len() {
             let last = new.len().min(done.saturating_add(insert_left).saturating_add(1));
-            let Some(copy) = self.next_copy(base, new, done..last, from, &mut is_indexed) else {
+            let Some(mut copy) = self.next_copy(base, new, done..last, from, &mut is_indexed) else {
                 let insert = new.len() - done;
                 if insert > insert_left {
                     return None;
@@ -102,15 +109,35 @@ impl Differ {
                 commands.push(Command { insert: insert as u32, copy: 0, from: 0 });
                 break;
             };
+            if debt + copy.to - done > DEBT_MAX
+                && let Some(better) = self.better(base, new, done, &copy, &mut is_indexed)
+            {
+                copy = better;
+            }
             let back = new[done..copy.to].iter().rev().zip(base[..copy.from].iter().rev());
             let back = back.take_while(|(a, b)| a == b).count();
             let insert = copy.to - back - done;
             insert_left = insert_left.checked_sub(insert)?;
             let (from_base, len) = (copy.from - back, copy.len + back);
             commands.push(Command { insert: insert as u32, copy: len as u32, from: from_base as u32 });
+            debt = (debt + insert).saturating_sub(len / DEBT_PAID_BY);
             (done, from) = (done + insert + len, (from_base + len) as i64);
         }
         Some(commands)
+    }
+
+    /// A copy of what would be inserted before `copy`, and of much more than that has.
+    fn better(&mut self, base: &[u8], new: &[u8], done: usize, copy: &Copy, is_indexed: &mut bool) -> Option<Copy> {
+        if !*is_indexed {
+            self.index(base);
+            *is_indexed = true;
+        }
+        let mut inserted = (done..copy.to).take_while(|to| to + WINDOW <= new.len());
+        let found = inserted.find_map(|to| {
+            let (from, len) = self.find(base, new, to)?;
+            (len >= BETTER_MIN).then_some(Copy { to, from, len })
+        })?;
+        (found.len >= 2 * copy.len).then_some(found)
     }
 
     /// The next bytes of `new` that are worth copying, where they begin within `range`.
@@ -246,6 +273,24 @@ mod tests {
         let new = [&base[30_000..], &base[..30_000]].concat();
         let (inserted, commands) = check(&base, &new, 0);
         assert!(inserted <= 40 && commands <= 3, "{inserted} in {commands}");
+    }
+
+    #[test]
+    fn rows_of_equal_length_are_found_again_after_one_was_deleted_or_inserted() {
+        let row = |n: u64| {
+            let id = blake3::hash(&n.to_le_bytes()).to_hex();
+            format!("INSERT INTO `instances` VALUES ({n:>7},'{}','active',NULL,'{}');\n", &id[..32], &id[40..52])
+        };
+        let base: String = (0..600).map(row).collect();
+        let mut rows: Vec<String> = (0..600).map(row).collect();
+        let first_lost = rows.remove(100);
+        rows.insert(250, row(9000));
+        rows.remove(400);
+        rows.insert(500, row(9001));
+        let (inserted, commands) = check(base.as_bytes(), rows.concat().as_bytes(), 0);
+        // Two rows that are new, and what it takes to notice four times.
+        let len_max = 2 * first_lost.len() + 4 * (DEBT_MAX + 70);
+        assert!(inserted <= len_max && commands < 60, "{inserted} in {commands}");
     }
 
     #[test]

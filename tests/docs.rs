@@ -8,16 +8,17 @@ use std::path::Path;
 use std::process::Command;
 
 use bygone::format::content::Content;
+use bygone::format::delta::{Delta, Step};
 use bygone::format::index::decode_blobs;
 use bygone::format::limits;
 use bygone::format::pack::SegmentTable;
 use bygone::format::tree::{Kind, Time, Tree};
-use bygone::id::BlobKind;
+use bygone::id::{BlobId, BlobKind};
 
 use crate::support::generate::{noise, text};
 use crate::support::sandbox::{PASSWORD, Sandbox};
 
-use self::reader::{Entry, Reader, blob_id, derive};
+use self::reader::{Entry, Reader, blob_id, delta, derive};
 
 fn page() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("man/bygone-format.5")).unwrap()
@@ -75,6 +76,26 @@ fn the_tables_of_the_page_decode_as_it_says() {
 }
 
 #[test]
+fn the_delta_of_the_page_makes_what_it_says() {
+    let bytes = bytes("delta");
+    let (bases, make) = delta(&bytes);
+    let base = b"the quick brown fox jumps over the lazy dog";
+    let id = |hex: &str| BlobId::from_hex(hex).unwrap();
+    assert_eq!(bases, [(id("3d641e239ada39d8517bca4e8ecaf9af91b69004").0, base.len())]);
+    assert_eq!(make(base), b"the quick green fox jumps over the lazy cat");
+    let says = page();
+    assert!(says.contains(
+        "the quick brown fox jumps over the lazy dog\\(rq, this makes \\(lqthe quick green fox jumps over the lazy cat"
+    ));
+
+    let decoded = Delta::decode(&bytes).unwrap();
+    assert_eq!((decoded.plain_len, decoded.bases.len(), decoded.bases[0].len), (43, 1, 43));
+    let steps: Vec<_> = decoded.steps().map(Result::unwrap).collect();
+    let copy = |from, len| Step::Copy { from, len };
+    assert_eq!(steps, [copy(0, 10), Step::Literal(b"green"), copy(15, 25), Step::Literal(b"cat")]);
+}
+
+#[test]
 fn the_known_answers_of_the_page_follow_from_its_rules() {
     let master = [7; 32];
     let hash = blake3::hash(b"abc");
@@ -116,27 +137,43 @@ fn a_reader_written_from_the_page_alone_reads_a_repository() {
     sparse.set_len(1 << 20).unwrap();
     std::os::unix::fs::FileExt::write_at(&sparse, b"not a hole", 500_000).unwrap();
     std::os::unix::fs::symlink("inline", sandbox.source().join("link")).unwrap();
-    sandbox.ok(args!["backup", "--host", "stranger", sandbox.source()]);
+    let backup = || sandbox.ok(args!["backup", "--host", "stranger", sandbox.source()]);
+    backup();
+    // The next night some of it has changed here and there: deltas are made.
+    let mut second = files.clone();
+    for (name, content) in &mut second {
+        for at in (5000..content.len()).step_by(90_000) {
+            content.splice(at..at + 7, *b"changed a little");
+        }
+        if content.len() > 2000 {
+            sandbox.write(name, content);
+        }
+    }
+    backup();
 
     let reader = Reader::open(&sandbox.repository(), PASSWORD.as_bytes());
     let [_, trees, lists] = reader.counts();
     assert!(trees > 5 && lists > 1, "{trees} trees, {lists} lists: pages of directories and contents are not covered");
-    let (host, mut entries) = reader.snapshot();
-    assert_eq!(host, "stranger");
-    let mut take = |name: &str| {
-        let path = sandbox.source().join(name);
-        entries.remove(path.as_os_str().as_encoded_bytes()).unwrap_or_else(|| panic!("no {name}"))
-    };
-    for (name, content) in files {
-        assert!(take(name) == Entry::File(content), "{name} is not what was backed up");
+    assert!(reader.deltas() > 100, "{} deltas", reader.deltas());
+    let snapshots = reader.snapshots();
+    assert_eq!(snapshots.len(), 2);
+    for ((host, mut entries), files) in snapshots.into_iter().zip([files, second]) {
+        assert_eq!(host, "stranger");
+        let mut take = |name: &str| {
+            let path = sandbox.source().join(name);
+            entries.remove(path.as_os_str().as_encoded_bytes()).unwrap_or_else(|| panic!("no {name}"))
+        };
+        for (name, content) in files {
+            assert!(take(name) == Entry::File(content), "{name} is not what was backed up");
+        }
+        for n in 0..3000 {
+            assert_eq!(take(&format!("many/{n:0200}")), Entry::File(n.to_string().into_bytes()));
+        }
+        let sparse = fs::read(sandbox.source().join("sparse")).unwrap();
+        assert!(take("sparse") == Entry::File(sparse), "the sparse file is not what was backed up");
+        assert_eq!(take("link"), Entry::Symlink(b"inline".to_vec()));
+        assert!(entries.values().all(|entry| *entry == Entry::Directory), "{:?}", entries.keys());
     }
-    for n in 0..3000 {
-        assert_eq!(take(&format!("many/{n:0200}")), Entry::File(n.to_string().into_bytes()));
-    }
-    let sparse = fs::read(sandbox.source().join("sparse")).unwrap();
-    assert!(take("sparse") == Entry::File(sparse), "the sparse file is not what was backed up");
-    assert_eq!(take("link"), Entry::Symlink(b"inline".to_vec()));
-    assert!(entries.values().all(|entry| *entry == Entry::Directory), "{:?}", entries.keys());
 }
 
 #[test]
@@ -162,6 +199,7 @@ fn the_limits_of_the_page_are_those_of_the_program() {
     assert_eq!(limit("levels of a content list"), u64::from(limits::LIST_LEVEL_MAX));
     assert_eq!(limit("depth of directories"), limits::TREE_DEPTH_MAX as u64);
     assert_eq!(limit("parts in a node, entries of a page"), limits::PARTS_MAX as u64);
+    assert_eq!(limit("bases of a delta"), limits::DELTA_BASES_MAX as u64);
     assert_eq!(limit("fields of a snapshot"), limits::SNAPSHOT_FIELDS_MAX as u64);
     assert_eq!(limit("entries of a snapshot"), limits::ENTRIES_MAX);
 }

@@ -32,6 +32,11 @@ fn source(dir: &Path, second: bool) {
     file("inline", b"a few bytes");
     file("text", &text(1, 300_000));
     file("noise", &noise(1, 20_000));
+    let mut nightly = text(7, 80_000);
+    if second {
+        nightly[40_000..40_007].copy_from_slice(b"changed");
+    }
+    file("nightly", &nightly);
     file("directory/deep/file", &text(2, 5000));
     for n in 0..300 {
         file(&format!("many/{n}"), n.to_string().as_bytes());
@@ -98,6 +103,28 @@ fn repositories_of_every_version_are_read_byte_for_byte() {
             sandbox.ok(args!["restore", format!("{id}:/source"), "--target", target]);
             same(&expected, &target);
         }
+    }
+}
+
+#[test]
+fn repositories_of_every_version_hold_blobs_stored_as_deltas() {
+    for version in versions() {
+        let sandbox = opened(&version);
+        let mut deltas = 0;
+        for object in sandbox.objects("index") {
+            let index = sandbox.json(args!["cat", "index", object.file_name().unwrap(), "--json"]);
+            let blobs = index["packs"].as_array().unwrap().iter().flat_map(|pack| pack["blobs"].as_array().unwrap());
+            for blob in blobs.filter(|blob| blob["delta"] == true) {
+                let plain = sandbox.ok(args!["cat", "blob", blob["id"].as_str().unwrap()]).stdout;
+                let nightly = fs::read(sandbox.source().join("nightly")).unwrap();
+                let text = fs::read(sandbox.source().join("text")).unwrap();
+                let is_in = |file: &[u8]| file.windows(plain.len()).any(|window| window == plain);
+                assert!(is_in(&nightly) || is_in(&text), "a delta makes what is in no file");
+                assert!(plain.len() as u64 > blob["length"].as_u64().unwrap() * 4);
+                deltas += 1;
+            }
+        }
+        assert!(deltas > 0, "{} holds none", version.display());
     }
 }
 

@@ -9,6 +9,7 @@ mod support;
 
 mod backend;
 mod cli;
+mod deltas;
 mod docs;
 mod faults;
 mod fidelity;

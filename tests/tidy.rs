@@ -32,6 +32,7 @@ const BESIDE: &[(&str, &str)] = &[
     ("format", "seal"),
     ("format", "key"),
     ("format", "chunk"),
+    ("difference", "format"),
 ];
 
 fn root() -> &'static Path {

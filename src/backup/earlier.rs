@@ -27,6 +27,8 @@ const TWINS_MAX: usize = 4;
 const REGION_PARTS_MAX: usize = 12;
 /// Bytes of them, but for one part that is longer.
 const REGION_LEN_MAX: u64 = 2 << 20;
+/// Bytes of all bases of them: those of a region's parts are about as long as it, unless somebody wants our memory.
+const BASES_LEN_MAX: usize = 16 << 20;
 /// Places in the earlier version that are tried as one region if they are this close, in bytes.
 const NEAR: u64 = 1 << 20;
 /// A delta is kept if the blob is at least this many times as long: what is left in it compresses less.
@@ -235,6 +237,9 @@ impl Plain {
                 from -= bases[0].len as usize;
             }
             for base in &bases[usize::from(shared)..] {
+                if plain.bytes.len() + base.len as usize > BASES_LEN_MAX {
+                    return None;
+                }
                 let blob = repo.plain_blob(&base.id).ok().filter(|blob| blob.len() == base.len as usize)?;
                 plain.bytes.extend_from_slice(&blob);
                 plain.bases.push((*base, blob));

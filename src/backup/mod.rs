@@ -746,7 +746,10 @@ impl Committer {
 
     /// Stores a chunk of a file, as its delta if there is one.
     fn store_chunk(&mut self, id: BlobId, plain: &[u8], delta: Option<&[u8]>) -> repo::Result<()> {
-        if let (Some(writer), Some(delta)) = (&mut self.writer, delta) {
+        // What was stored plain and is lost becomes plain again: deltas of other snapshots may be made of it.
+        if let (Some(writer), Some(delta)) = (&mut self.writer, delta)
+            && !self.repo.index().lost_plain(&id)
+        {
             return writer.store_delta(id, delta, plain.len()).map(drop);
         }
         self.store(BlobKind::Data, id, plain)
@@ -757,7 +760,7 @@ impl Committer {
             Some(writer) => {
                 writer.store(kind, id, plain)?;
             }
-            None if self.repo.locate(&id).is_some() => {}
+            None if self.repo.has(&id) => {}
             None if !self.dry_blobs.insert(id) => {}
             None => {
                 match kind {

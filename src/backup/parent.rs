@@ -115,7 +115,7 @@ impl<'r> ParentDirectory<'r> {
 
     fn is_stored(&self, size: u64, content: Content<'_>) -> bool {
         browse::parts(self.repo, size, content).all(|part| match part {
-            Ok((_, Part::Data { id, .. })) => self.repo.locate(&id).is_some(),
+            Ok((_, Part::Data { id, .. })) => self.repo.has(&id),
             Ok((_, Part::Hole { .. })) => true,
             Err(_) => false,
         })

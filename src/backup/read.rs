@@ -243,7 +243,7 @@ impl Reader {
             }
             OwnedContent::Empty | OwnedContent::Inline(_) => return,
         }
-        let is_new: Vec<bool> = chunks.iter().map(|(chunk, ..)| self.repo.locate(&chunk.id).is_none()).collect();
+        let is_new: Vec<bool> = chunks.iter().map(|(chunk, ..)| !self.repo.has(&chunk.id)).collect();
         if !is_new.contains(&true) {
             return;
         }

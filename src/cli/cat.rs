@@ -239,7 +239,12 @@ fn index_value(repo: &Repository, id: &ObjectId) -> Result<Value> {
         let blobs = pack.blobs.iter().map(|blob| {
             let at = offset;
             offset += u64::from(blob.len);
-            json!({ "id": blob.id.to_hex(), "type": kind_name(blob.kind), "offset": at, "length": blob.len })
+            let mut value =
+                json!({ "id": blob.id.to_hex(), "type": kind_name(blob.kind), "offset": at, "length": blob.len });
+            if blob.is_delta {
+                value["delta"] = true.into();
+            }
+            value
         });
         let blobs = blobs.collect::<Vec<_>>();
         json!({ "id": pack.id.to_hex(), "length": pack.len, "blobs": blobs })

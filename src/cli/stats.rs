@@ -59,6 +59,13 @@ struct Totals {
     total_file_count: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     total_blob_count: Option<u64>,
+    /// How many of the blobs are stored as deltas, their bytes, and what the deltas take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delta_blob_count: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delta_uncompressed_size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delta_size: Option<u64>,
     snapshots_count: usize,
 }
 
@@ -85,7 +92,18 @@ struct Count<'a> {
     files: u64,
     bytes: u64,
     blobs: u64,
+    deltas: Deltas,
     progress: Progress,
+}
+
+/// Blobs that are stored as deltas.
+#[derive(Clone, Copy, Default)]
+struct Deltas {
+    blobs: u64,
+    /// Bytes that they make.
+    bytes: u64,
+    /// Bytes of them, before they are compressed.
+    len: u64,
 }
 
 /// Directories whose sums are remembered.
@@ -110,6 +128,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         files: 0,
         bytes: 0,
         blobs: 0,
+        deltas: Deltas::default(),
         progress: Progress::new(),
     };
     for (id, snapshot) in &snapshots {
@@ -124,11 +143,18 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
             totals.total_blob_count = Some(count.blobs);
         }
         Mode::RawData => {
-            // Blobs share segments, so what one takes is its part of what all of them take.
-            let ratio = ratio(&repo)?;
+            // Blobs share segments, so what one takes is its part of what all of them take. Deltas have packs of their own.
+            let [plain, deltas] = ratios(&repo)?;
+            let delta_size = (count.deltas.len as f64 / deltas) as u64;
+            let uncompressed = count.bytes + count.deltas.bytes;
+            let size = (count.bytes as f64 / plain) as u64 + delta_size;
+            let ratio = if size == 0 { 1.0 } else { uncompressed as f64 / size as f64 };
             totals.total_blob_count = Some(count.blobs);
-            totals.total_uncompressed_size = Some(count.bytes);
-            totals.total_size = (count.bytes as f64 / ratio) as u64;
+            totals.delta_blob_count = Some(count.deltas.blobs);
+            totals.delta_uncompressed_size = Some(count.deltas.bytes);
+            totals.delta_size = Some(delta_size);
+            totals.total_uncompressed_size = Some(uncompressed);
+            totals.total_size = size;
             totals.compression_ratio = Some(ratio);
             totals.compression_space_saving = Some((1.0 - 1.0 / ratio) * 100.0);
         }
@@ -156,6 +182,12 @@ fn print(out: &mut impl Write, totals: &Totals, mode: Mode) -> io::Result<()> {
     if let Some(blobs) = totals.total_blob_count {
         writeln!(out, "        Total Blob Count:  {blobs}")?;
     }
+    if let (Some(blobs), Some(plain), Some(size)) =
+        (totals.delta_blob_count, totals.delta_uncompressed_size, totals.delta_size)
+    {
+        let (plain, size) = (human_size(plain), human_size(size));
+        writeln!(out, "        Stored As Deltas:  {blobs} blobs of {plain}, which take {size}")?;
+    }
     if let Some(plain) = totals.total_uncompressed_size {
         writeln!(out, " Total Uncompressed Size:  {}", human_size(plain))?;
     }
@@ -166,18 +198,19 @@ fn print(out: &mut impl Write, totals: &Totals, mode: Mode) -> io::Result<()> {
     writeln!(out, "              Total Size:  {}", human_size(totals.total_size))
 }
 
-/// Plain bytes in the repository's packs for each stored byte.
-fn ratio(repo: &Repository) -> Result<f64> {
+/// Plain bytes in the repository's packs for each stored byte, and the same of packs of deltas.
+fn ratios(repo: &Repository) -> Result<[f64; 2]> {
     let mut objects = Vec::new();
     repo.backend().list(ObjectKind::Index, &mut |object| objects.push(object.id))?;
-    let (mut plain, mut stored) = (0u64, 0u64);
+    let mut sums = [(0u64, 0u64); 2];
     for id in objects {
         for pack in repo.readable_index_object(&id)?.unwrap_or_default() {
-            stored += pack.len;
-            plain += pack.blobs.iter().map(|blob| u64::from(blob.len)).sum::<u64>();
+            let (plain, stored) = &mut sums[usize::from(pack.blobs[0].is_delta)];
+            *stored += pack.len;
+            *plain += pack.blobs.iter().map(|blob| u64::from(blob.len)).sum::<u64>();
         }
     }
-    Ok(if stored == 0 { 1.0 } else { plain as f64 / stored as f64 })
+    Ok(sums.map(|(plain, stored)| if stored == 0 { 1.0 } else { plain as f64 / stored as f64 }))
 }
 
 impl Count<'_> {
@@ -314,12 +347,11 @@ impl Count<'_> {
             }
             Mode::BlobsPerFile | Mode::RawData => {
                 let by_path = self.mode == Mode::BlobsPerFile;
-                let (mut blobs, mut bytes) = (0, 0);
+                let mut new = Vec::new();
                 let mut add = |id: &BlobId, len: u64| {
                     let key = if by_path { hash((id.0, path)) } else { hash(id.0) };
                     if self.seen.insert(key) {
-                        blobs += 1;
-                        bytes += len;
+                        new.push((*id, len));
                     }
                 };
                 let mut pages = Vec::new();
@@ -332,10 +364,37 @@ impl Count<'_> {
                     }
                 }
                 pages.iter().filter(|_| !by_path).for_each(|(id, len)| add(id, *len));
-                below.files += u64::from(blobs > 0);
-                below.bytes += bytes;
-                self.blobs += blobs;
+                below.files += u64::from(!new.is_empty());
+                for (id, len) in new {
+                    self.blobs += 1;
+                    if by_path || !self.count_delta(&id, path) {
+                        below.bytes += len;
+                    }
+                }
             }
         }
+    }
+
+    /// Counts a blob that is stored as a delta, and its bases, which may be in no snapshot any more; false if it is not.
+    fn count_delta(&mut self, id: &BlobId, path: &[u8]) -> bool {
+        let Some(location) = self.repo.locate(id).filter(|location| location.is_delta) else { return false };
+        let delta = match self.repo.delta(id) {
+            Ok(Some(delta)) => delta,
+            Ok(None) => return false,
+            Err(error) => {
+                self.progress.error(path, "read a delta", error);
+                return false;
+            }
+        };
+        self.deltas.blobs += 1;
+        self.deltas.bytes += u64::from(delta.plain_len);
+        self.deltas.len += u64::from(location.len);
+        for base in delta.bases {
+            if self.seen.insert(hash(base.id.0)) {
+                self.blobs += 1;
+                self.bytes += u64::from(base.len);
+            }
+        }
+        true
     }
 }

@@ -263,6 +263,17 @@ impl Index {
         }
     }
 
+    /// Whether the blob was stored plain in a pack that is treated as absent: then deltas may be made of it that need it so.
+    pub fn lost_plain(&self, id: &BlobId) -> bool {
+        let state = self.read();
+        let is_lost = |location: &Location| !location.is_delta && state.is_absent(location.pack);
+        (!state.absent.is_empty() && state.recent.find(id, is_lost).is_some())
+            || state.held.iter().any(|held| {
+                let accept = |record: &Record| record.len & DELTA_BIT == 0 && held.is_hidden(record.pack);
+                matches!(held.file.find(id, accept), Ok(Some(_)))
+            })
+    }
+
     /// Checks again what the local files say about a blob that was not found, or not where it should be. `Err` says that
     /// a local file has changed since it was checked: [`Index::refresh`], then ask again.
     pub fn recheck(&self, id: &BlobId) -> Result<(), Damaged> {

@@ -49,6 +49,20 @@ impl Repository {
         })
     }
 
+    /// Whether a writer need not store the blob `id` again. An index names it; and if it is stored as a delta only, indexes
+    /// name its bases too, and it is not a lost base itself.
+    pub fn has(&self, id: &BlobId) -> bool {
+        let Some(location) = self.locate(id) else { return false };
+        let is_plain = !location.is_delta || self.locate_plain(id).is_some();
+        is_plain || !self.index.lost_plain(id) && self.has_bases(&location)
+    }
+
+    /// Whether indexes name every base of the delta at `location`. One that cannot be read has none.
+    fn has_bases(&self, location: &Location) -> bool {
+        let Ok(stored) = self.blob_at(BlobKind::Data, location) else { return false };
+        Delta::decode(&stored).is_ok_and(|delta| delta.bases.iter().all(|base| self.locate_base(base).is_ok()))
+    }
+
     /// Where a base is stored plain, with the length that the delta says.
     fn locate_base(&self, base: &Base) -> Result<Location> {
         let Base { id, len } = *base;
@@ -72,6 +86,8 @@ impl Repository {
     /// What the stored delta of the blob `id` makes; not compared with the id.
     pub fn apply_delta(&self, id: &BlobId, stored: &[u8]) -> Result<Vec<u8>> {
         let delta = Delta::decode(stored).map_err(corrupt(id))?;
+        // A few bytes can say that they make 16 MiB; nothing is allocated before they are known to.
+        delta.steps().try_for_each(|step| step.map(drop)).map_err(corrupt(id))?;
         let mut bytes = vec![0; delta.plain_len as usize];
         self.read_pieces(id, &delta, 0, &mut bytes)?;
         Ok(bytes)
@@ -265,6 +281,39 @@ mod tests {
         repo.read_blob_at(&blob, 100_000, &mut literal).expect("this is in the delta itself");
         assert_eq!(literal, plain[100_000..101_000]);
         assert!(repo.plain_blob(&bases[0]).is_err());
+    }
+
+    #[test]
+    fn what_is_made_of_a_lost_base_is_stored_again_and_read_where_it_is_plain() {
+        let Stored { store, repo, bases, blob, plain } = stored();
+        assert!(repo.has(&blob) && repo.has(&bases[0]));
+        let number = repo.locate(&bases[0]).expect("there").pack;
+        repo.backend().delete(ObjectName::new(ObjectKind::Pack, repo.index().pack(number).id)).expect("deletes");
+        let repo = Repository::open(store.clone(), b"pw", &OpenOptions::default()).expect("opens");
+        repo.hide_lost_packs().expect("lists");
+        assert!(repo.locate(&blob).is_some() && !repo.has(&blob), "the delta alone is of no use");
+        assert!(repo.index().lost_plain(&bases[0]) && !repo.index().lost_plain(&blob));
+        let mut again = writer(&repo);
+        assert!(again.store(BlobKind::Data, blob, &plain).expect("stores"));
+        again.finish().expect("finishes");
+        let later = Repository::open(store, b"pw", &OpenOptions::default()).expect("opens");
+        for repo in [&repo, &later] {
+            assert!(repo.has(&blob));
+            assert_eq!(&*repo.blob(BlobKind::Data, &blob).expect("reads"), &plain[..]);
+            let mut part = vec![0; 5000];
+            repo.read_blob_at(&blob, 2000, &mut part).expect("reads a part");
+            assert_eq!(part, plain[2000..7000]);
+        }
+    }
+
+    #[test]
+    fn a_delta_that_does_not_add_up_is_refused_before_its_blob_is_allocated() {
+        let Stored { repo, bases, blob, .. } = stored();
+        let mut delta =
+            encode(&[7; 10], &[Base { id: bases[0], len: 200_000 }], &[Command { insert: 10, copy: 0, from: 0 }]);
+        assert_eq!(repo.apply_delta(&blob, &delta).expect("is one"), [7; 10]);
+        delta.pop();
+        assert!(repo.apply_delta(&blob, &delta).is_err());
     }
 
     #[test]

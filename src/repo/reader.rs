@@ -169,7 +169,8 @@ impl Repository {
 
     /// Runs `read` on the place of a blob. If that fails because the local index has changed since it was checked, the
     /// index is repaired; if the pack is gone or cut short, another pack that holds the blob is looked for: a backup made
-    /// since has stored it again, or a pack that was out of reach is back.
+    /// since has stored it again, or a pack that was out of reach is back. A delta that cannot be followed, because it or a
+    /// base is lost, is no reason to fail where the blob is stored plain as well.
     pub(super) fn read_at<T>(
         &self,
         kind: BlobKind,
@@ -177,17 +178,23 @@ impl Repository {
         mut read: impl FnMut(Location) -> Result<T>,
     ) -> Result<T> {
         let mut looked_elsewhere = false;
+        let mut plain = None;
         loop {
-            let outcome = self.locate_or_fail(kind, id).and_then(&mut read);
+            let location = plain.map_or_else(|| self.locate_or_fail(kind, id), Ok);
+            let was_delta = location.as_ref().is_ok_and(|location| location.is_delta);
+            let outcome = location.and_then(&mut read);
             let Err(error) = outcome else { return outcome };
             if self.index.recheck(id).is_err() {
                 self.refresh()?;
+                plain = None;
             } else if !looked_elsewhere && (error.is_lost() || error.is_missing_blob() && self.index.hides_packs()) {
                 looked_elsewhere = true;
                 self.hide_lost_packs_again()?;
                 if self.index.find(id, &self.source())?.is_none() {
                     return Err(error);
                 }
+            } else if was_delta && let Some(location) = self.index.find_plain(id, &self.source())? {
+                plain = Some(location);
             } else {
                 return Err(error);
             }

@@ -277,7 +277,7 @@ impl Writer {
 
     /// Whether the repository or this writer has the blob already.
     pub fn has(&self, id: &BlobId) -> bool {
-        self.pending.contains(id) || self.repo.locate(id).is_some()
+        self.pending.contains(id) || self.repo.has(id)
     }
 
     /// Stores `plain` under its id `id`, unless it is there. Returns whether it was new.

@@ -93,6 +93,41 @@ fn decrypt(key: &[u8; 32], nonce: [u8; 12], aad: &[u8], sealed: &[u8]) -> Vec<u8
     cipher.decrypt(&nonce.into(), Payload { msg: sealed, aad }).expect("authentic")
 }
 
+/// DELTAS: the bases of a delta, and what it makes of their bytes laid end to end.
+pub fn delta(stored: &[u8]) -> (Vec<([u8; 20], usize)>, impl FnOnce(&[u8]) -> Vec<u8> + use<'_>) {
+    let mut input = Input(stored);
+    let count = input.varint();
+    assert!((1..=16).contains(&count));
+    let mut base = |_| {
+        let len = input.varint() as usize;
+        (input.id(), len)
+    };
+    let bases: Vec<_> = (0..count).map(&mut base).collect();
+    let base_len: usize = bases.iter().map(|base| base.1).sum();
+    let len = (base_len as i64 + input.signed()) as usize;
+    let (mut commands, mut literals) = (Input(input.bytes()), input);
+    let make = move |base: &[u8]| {
+        assert_eq!(base.len(), base_len);
+        let (mut made, mut expected) = (Vec::new(), 0);
+        while !commands.0.is_empty() {
+            let (insert, copy) = (commands.varint() as usize, commands.varint() as usize);
+            assert!(insert + copy > 0);
+            made.extend_from_slice(literals.take(insert));
+            if copy == 0 {
+                commands.end();
+                break;
+            }
+            let from = (expected + insert as i64 + commands.signed()) as usize;
+            made.extend_from_slice(&base[from..from + copy]);
+            expected = (from + copy) as i64;
+        }
+        literals.end();
+        assert_eq!(made.len(), len);
+        made
+    };
+    (bases, make)
+}
+
 const FOOTER: u64 = u64::MAX - 2;
 const BLOB_TABLE: u64 = u64::MAX - 1;
 const SEGMENT_TABLE: u64 = u64::MAX;
@@ -112,6 +147,8 @@ pub struct Reader {
     master: [u8; 32],
     repository: [u8; 32],
     blobs: BTreeMap<(u64, [u8; 20]), Vec<u8>>,
+    /// Ids and bytes of deltas.
+    deltas: Vec<([u8; 20], Vec<u8>)>,
 }
 
 impl Reader {
@@ -124,7 +161,8 @@ impl Reader {
         let header = header(&mut input, b'C');
         let repository = input.hash();
         let master = objects(root, "keys").iter().find_map(|key| unwrap(key, &repository, password)).unwrap();
-        let mut reader = Reader { root: root.to_owned(), master, repository, blobs: BTreeMap::new() };
+        let mut reader =
+            Reader { root: root.to_owned(), master, repository, blobs: BTreeMap::new(), deltas: Vec::new() };
 
         let plain_len = input.u32();
         let plain = reader.unit(header, 0, plain_len, input.0);
@@ -135,7 +173,31 @@ impl Reader {
         assert!(sizes.iter().all(|size| size.is_power_of_two()) && sizes.is_sorted());
         chunking.end();
         reader.read_packs();
+        reader.follow_deltas();
         reader
+    }
+
+    /// How many blobs are stored as deltas.
+    pub fn deltas(&self) -> usize {
+        self.deltas.len()
+    }
+
+    /// DELTAS: makes their blobs, of blobs that are stored plain.
+    fn follow_deltas(&mut self) {
+        let mut made = Vec::new();
+        for (id, stored) in &self.deltas {
+            let (bases, make) = delta(stored);
+            let mut bytes = Vec::new();
+            for (base, len) in bases {
+                let base = &self.blobs[&(0, base)];
+                assert_eq!(base.len(), len);
+                bytes.extend_from_slice(base);
+            }
+            let blob = make(&bytes);
+            assert_eq!(blob_id(&self.master, "data", blake3::hash(&blob).as_bytes()), *id);
+            made.push(((0, *id), blob));
+        }
+        self.blobs.extend(made);
     }
 
     /// How many blobs there are of each kind.
@@ -223,6 +285,10 @@ impl Reader {
         let mut plain = Input(&plain);
         for (kind, len, id) in table {
             let blob = plain.take(len as usize).to_vec();
+            if kind == 3 {
+                self.deltas.push((id, blob));
+                continue;
+            }
             let name = ["data", "tree", "list"][kind as usize];
             assert_eq!(blob_id(&self.master, name, blake3::hash(&blob).as_bytes()), id);
             self.blobs.insert((kind, id), blob);
@@ -230,18 +296,23 @@ impl Reader {
         plain.end();
     }
 
-    /// SNAPSHOTS: all entries of the one snapshot there is, by path, and its host.
-    pub fn snapshot(&self) -> (String, BTreeMap<Vec<u8>, Entry>) {
-        let stored = objects(&self.root, "snapshots");
-        assert_eq!(stored.len(), 1);
-        let plain = self.small_object(&stored[0], b'S');
+    /// SNAPSHOTS: the host of each and all its entries by path, the oldest first.
+    pub fn snapshots(&self) -> Vec<(String, BTreeMap<Vec<u8>, Entry>)> {
+        let mut found: Vec<_> = objects(&self.root, "snapshots").iter().map(|stored| self.snapshot(stored)).collect();
+        found.sort_by_key(|(time, ..)| *time);
+        found.into_iter().map(|(_, host, entries)| (host, entries)).collect()
+    }
+
+    fn snapshot(&self, stored: &[u8]) -> ((i64, u64), String, BTreeMap<Vec<u8>, Entry>) {
+        let plain = self.small_object(stored, b'S');
+        let mut time = (0, 0);
         let (mut host, mut entries) = (String::new(), BTreeMap::new());
         let known = [2, 4, 6, 8, 10, 11, 12, 13, 15, 17, 19, 21, 23, 25];
         for (tag, mut value) in Input(&plain).fields(&known, &[8, 10, 11, 23, 25]) {
             match tag {
                 2 => {
-                    value.signed();
-                    assert!(value.varint() < 1_000_000_000);
+                    time = (value.signed(), value.varint());
+                    assert!(time.1 < 1_000_000_000);
                     value.end();
                 }
                 4 => host = String::from_utf8(value.0.to_vec()).unwrap(),
@@ -251,7 +322,7 @@ impl Reader {
                 _ => {}
             }
         }
-        (host, entries)
+        (time, host, entries)
     }
 
     /// TREES.

@@ -6,6 +6,7 @@ use std::process::Command;
 use bygone::chunk::ChunkSizes;
 use bygone::format::codec::Encode;
 use bygone::format::content::{Content, ListChild, ListPage, Part};
+use bygone::format::delta::{Base, Command as Copy, Delta, encode};
 use bygone::format::header::StoredKind;
 use bygone::format::index::{self, IndexedPack, PackedBlob};
 use bygone::format::object::{self, Config};
@@ -107,6 +108,14 @@ fn samples() -> Vec<Vec<u8>> {
     let mut chunking = Vec::new();
     chunking.put_field(2, &[1, 0x80, 0x10, 0x80, 0x40, 0x80, 0x80, 0x02]);
     chunking.put_field(5, b"for later versions");
+    let bases = [1, 2].map(|n| Base { id: blob_id(n), len: 700 * u32::from(n) });
+    let copies = [
+        Copy { insert: 3, copy: 400, from: 20 },
+        Copy { insert: 40, copy: 900, from: 600 },
+        Copy { insert: 0, copy: 60, from: 5 },
+        Copy { insert: 9, copy: 0, from: 0 },
+    ];
+    let delta = encode(&noise(1, 1412), &bases, &copies);
     vec![
         leaf(),
         Tree::encode_index(pages.into_iter()),
@@ -121,6 +130,7 @@ fn samples() -> Vec<Vec<u8>> {
         object::seal(keys(), &REPOSITORY, StoredKind::Index, &index::encode(&packs)).unwrap(),
         snapshot.encode(),
         chunking,
+        delta,
     ]
 }
 
@@ -188,4 +198,7 @@ fn samples_are_what_the_parsers_take() {
     assert!(Config::decode(&all[9], keys()).is_ok());
     assert!(object::open(keys(), &REPOSITORY, StoredKind::Index, all[10].clone()).is_ok());
     assert!(Snapshot::decode(&all[11]).is_ok() && Config::decode_fields(&all[12]).is_ok());
+    assert!(
+        Delta::decode(&all[13]).is_ok_and(|delta| delta.plain_len == 1412 && delta.steps().all(|step| step.is_ok()))
+    );
 }

@@ -5,15 +5,17 @@
 
 use std::sync::OnceLock;
 
+use bygone::difference::Differ;
 use bygone::format::codec::Decoder;
 use bygone::format::content::{Content, ListPage};
+use bygone::format::delta::{self, Base, Delta, Piece, Step};
 use bygone::format::header::{Header, StoredKind};
 use bygone::format::object::{self, Config};
 use bygone::format::pack::{Footer, SegmentTable, decode_blob_table};
 use bygone::format::snapshot::Snapshot;
 use bygone::format::tree::{Kind, Tree};
 use bygone::format::{index, limits};
-use bygone::id::RepositoryId;
+use bygone::id::{BLOB_ID_LEN, BlobId, RepositoryId};
 use bygone::key::{KeyObject, Keys, MasterKey};
 
 /// A parser by its name.
@@ -26,6 +28,7 @@ pub const PARSERS: &[Parser] = &[
     ("snapshot", snapshot),
     ("index", index),
     ("pack", pack),
+    ("delta", delta),
     ("key", key),
     ("config", config),
     ("sealed", sealed),
@@ -98,6 +101,68 @@ pub fn pack(input: &[u8]) {
     }
     let _ = decode_blob_table(input, u32::MAX);
     let _ = index::decode_blobs(&mut Decoder::new(input));
+}
+
+/// A blob stored as its difference from others; and the input's second half made of its first one.
+pub fn delta(input: &[u8]) {
+    if let Ok(delta) = Delta::decode(input) {
+        delta_keeps_within_its_bases(&delta);
+    }
+    let Some((at, rest)) = input.split_first() else { return };
+    let (base, new) = rest.split_at(rest.len() / 2);
+    if base.is_empty() || new.is_empty() {
+        return;
+    }
+    let mut differ = Differ::default();
+    let commands = differ.commands(base, new, usize::from(*at), usize::MAX).expect("no limit");
+    let bases = [Base { id: BlobId([1; BLOB_ID_LEN]), len: base.len() as u32 }];
+    let stored = delta::encode(new, &bases, &commands);
+    let delta = Delta::decode(&stored).expect("what was encoded decodes");
+    assert_eq!((delta.plain_len as usize, &delta.bases[..]), (new.len(), &bases[..]));
+    let mut made = Vec::new();
+    for step in delta.steps() {
+        match step.expect("what was encoded can be followed") {
+            Step::Literal(bytes) => made.extend_from_slice(bytes),
+            Step::Copy { from, len } => made.extend_from_slice(&base[from as usize..(from + len) as usize]),
+        }
+    }
+    assert!(made == new, "the delta makes something else");
+    let insert_max = usize::from(*at);
+    if let Some(commands) = differ.commands(base, new, 0, insert_max) {
+        assert!(commands.iter().map(|command| command.insert as usize).sum::<usize>() <= insert_max);
+    }
+}
+
+fn delta_keeps_within_its_bases(delta: &Delta<'_>) {
+    assert!((1..=limits::BLOB_LEN_MAX).contains(&(delta.plain_len as usize)));
+    assert!((1..=limits::DELTA_BASES_MAX).contains(&delta.bases.len()));
+    let base_len: u32 = delta.bases.iter().map(|base| base.len).sum();
+    let (mut len, mut is_whole) = (0, true);
+    for step in delta.steps() {
+        match step {
+            Ok(Step::Literal(bytes)) => len += bytes.len() as u32,
+            Ok(Step::Copy { from, len: copied }) => {
+                assert!(copied > 0 && from.checked_add(copied).is_some_and(|end| end <= base_len));
+                len += copied;
+            }
+            Err(_) => is_whole = false,
+        }
+    }
+    assert!(if is_whole { len == delta.plain_len } else { len <= delta.plain_len });
+    for (start, wanted) in [(0, delta.plain_len), (delta.plain_len / 2, 4096), (delta.plain_len - 1, 1)] {
+        let mut len = 0;
+        for piece in delta.pieces(start, wanted) {
+            match piece {
+                Ok(Piece::Literal(bytes)) => len += bytes.len() as u32,
+                Ok(Piece::Base { index, offset, len: copied }) => {
+                    assert!(copied > 0 && offset.checked_add(copied).is_some_and(|end| end <= delta.bases[index].len));
+                    len += copied;
+                }
+                Err(_) => is_whole &= start + wanted > delta.plain_len,
+            }
+        }
+        assert!(len <= wanted && (!is_whole || len == wanted.min(delta.plain_len - start)));
+    }
 }
 
 /// A key object.

@@ -264,7 +264,18 @@ impl<'a> Trees<'a> {
             move |error| (id, error)
         };
         let location = self.repo.locate(id).ok_or_else(|| lost(id)(self.missing(id)))?;
-        self.pack_is_whole(id, &location).map_err(lost(id))?;
+        let found = self.data_at(id, &location, len);
+        // Where it is stored plain as well, a reader takes it from there.
+        let plain = if location.is_delta && found.is_err() { self.repo.locate_plain(id) } else { None };
+        plain.map_or(found, |plain| self.data_at(id, &plain, len))
+    }
+
+    fn data_at(&self, id: &BlobId, location: &Location, len: u32) -> std::result::Result<(), (BlobId, Error)> {
+        let lost = |id: &BlobId| {
+            let id = *id;
+            move |error| (id, error)
+        };
+        self.pack_is_whole(id, location).map_err(lost(id))?;
         let delta = if location.is_delta { self.repo.delta(id).map_err(lost(id))? } else { None };
         let (found, bases) = delta.map_or((location.len, Vec::new()), |delta| (delta.plain_len, delta.bases));
         self.has_len(id, found, "its file", len).map_err(lost(id))?;
