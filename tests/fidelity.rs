@@ -183,8 +183,7 @@ fn attributes_of_64_kib_come_back() {
     }
 }
 
-fn crowd(count: usize) {
-    let sandbox = Sandbox::new();
+fn crowd(sandbox: &Sandbox, count: usize) {
     generate::crowd(&sandbox.source().join("crowd"), count);
     sandbox.backup();
     let copy = sandbox.restore("latest", "copy");
@@ -201,11 +200,11 @@ fn crowd(count: usize) {
 
 #[test]
 fn a_directory_may_have_100_000_entries() {
-    crowd(100_000);
+    crowd(&Sandbox::fast(), 100_000);
 }
 
 #[test]
 #[ignore = "slow group: takes minutes"]
 fn slow_a_directory_may_have_1_000_000_entries() {
-    crowd(1_000_000);
+    crowd(&Sandbox::new(), 1_000_000);
 }

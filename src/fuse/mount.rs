@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -21,6 +22,11 @@ const FUSERMOUNT: &str = "fusermount3";
 const FILE_SYSTEM: &str = "fuse.bygone";
 /// What the kernel reads ahead where we may say so: FUSE's default of 128 KiB would cap every request.
 const READ_AHEAD_KIB: u32 = 1024;
+/// How long a mount may be in use before that is an error: a process that ends, or that has become another program,
+/// lets go of it a moment later than one would think.
+const BUSY_WAIT: Duration = Duration::from_secs(2);
+/// How often it is tried meanwhile.
+const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Why a directory could not be mounted on or a mount not be removed.
 #[derive(Debug, thiserror::Error)]
@@ -190,7 +196,7 @@ impl MountPoint {
     /// Removes the mount; if it is in use, it vanishes from sight now and goes when its last user does. No error if
     /// it is gone already.
     pub fn detach(&self) -> Result<()> {
-        if self.is_mounted() { detach(&self.path, true) } else { Ok(()) }
+        if self.is_mounted() { detach(&self.path, true).map(drop) } else { Ok(()) }
     }
 
     /// Lets the kernel read further ahead. Only root may; without it reads come in smaller pieces.
@@ -200,7 +206,8 @@ impl MountPoint {
     }
 }
 
-/// Removes the mount of ours at `directory`. One in use is refused, or with `lazily` vanishes from sight and goes later.
+/// Removes the mount of ours at `directory`. One that stays in use is refused, or with `lazily` vanishes from sight and
+/// goes later.
 pub fn detach_at(directory: &Path, lazily: bool) -> Result<()> {
     // The directory itself may be unreadable if its process died; only what is above it is asked.
     let absolute = std::path::absolute(directory);
@@ -211,22 +218,35 @@ pub fn detach_at(directory: &Path, lazily: bool) -> Result<()> {
     .map_err(|source| Error::System { op: "find", path: directory.to_owned(), source })?;
     let linked = fs::read_link(&path).is_ok().then(|| fs::canonicalize(&path).ok()).flatten();
     let path = linked.unwrap_or(path);
-    match device_at(&path) {
-        Ok(Some(_)) => detach(&path, lazily),
-        Ok(None) => Err(Error::NotOurs(directory.to_owned())),
-        Err(source) => Err(Error::System { op: "find the mount at", path, source }),
+    let point = match device_at(&path) {
+        Ok(Some(device)) => MountPoint { path, device },
+        Ok(None) => return Err(Error::NotOurs(directory.to_owned())),
+        Err(source) => return Err(Error::System { op: "find the mount at", path, source }),
+    };
+    let from = Instant::now();
+    while !detach(&point.path, lazily)? {
+        if from.elapsed() >= BUSY_WAIT {
+            return Err(busy(&point.path));
+        }
+        std::thread::sleep(BUSY_INTERVAL);
+        // Somebody else has ended it, and what is there now is not ours to end.
+        if !point.is_mounted() {
+            break;
+        }
     }
+    Ok(())
 }
 
-fn detach(path: &Path, lazily: bool) -> Result<()> {
+/// Tries to remove the mount at `path`; false if it is in use.
+fn detach(path: &Path, lazily: bool) -> Result<bool> {
     let system = |source| Error::System { op: "unmount", path: path.to_owned(), source };
     match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW) {
-        Ok(()) => return Ok(()),
+        Ok(()) => return Ok(true),
         Err(Errno::BUSY) if lazily => {
             let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
-            return rustix::mount::unmount(path, flags).map_err(|errno| system(errno.into()));
+            return rustix::mount::unmount(path, flags).map(|()| true).map_err(|errno| system(errno.into()));
         }
-        Err(Errno::BUSY) => return Err(busy(path)),
+        Err(Errno::BUSY) => return Ok(false),
         Err(Errno::PERM) if !rustix::process::geteuid().is_root() => {}
         Err(errno) => return Err(system(errno.into())),
     }
@@ -237,11 +257,11 @@ fn detach(path: &Path, lazily: bool) -> Result<()> {
         .output()
         .map_err(|error| if error.kind() == io::ErrorKind::NotFound { Error::NoFusermount } else { system(error) })?;
     if output.status.success() {
-        return Ok(());
+        return Ok(true);
     }
     let message = String::from_utf8_lossy(&output.stderr);
     if message.contains("busy") {
-        return Err(busy(path));
+        return Ok(false);
     }
     let message = message.trim().trim_start_matches(FUSERMOUNT).trim_start_matches(':').trim();
     Err(Error::Fusermount(message.replace('\n', "; ")))

@@ -315,6 +315,16 @@ fn a_mount_in_use_is_not_ended_and_its_user_is_named() {
 }
 
 #[test]
+fn a_mount_in_use_for_a_moment_is_ended() {
+    needs_fuse!();
+    let sandbox = with_snapshots();
+    let mount = sandbox.mount("mnt");
+    let mut user = Command::new("sleep").arg("0.5").current_dir(mount.latest()).spawn().unwrap();
+    mount.unmount();
+    assert!(user.wait().unwrap().success());
+}
+
+#[test]
 fn a_running_mount_tells_what_it_has_done() {
     needs_fuse!();
     let sandbox = Sandbox::new();

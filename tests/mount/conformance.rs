@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{IoSliceMut, Read, Seek};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -19,6 +20,7 @@ use rustix::io::Errno;
 use crate::support::attach::{Attached, run};
 use crate::support::compare::assert_same;
 use crate::support::generate::{self, noise, text};
+use crate::support::mount::open_direct;
 use crate::support::sandbox::Sandbox;
 
 const KIB: usize = 1 << 10;
@@ -173,7 +175,7 @@ fn ask(pair: &Pair, file: &File, direct: &File, scratch: &Path, random: &mut Ran
             return Ok(());
         }
         _ => ("splice", {
-            let (from, to) = rustix::pipe::pipe().unwrap();
+            let (from, to) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
             let mut out = vec![0; len];
             let count = fill(&mut out, |at, rest| {
                 let mut place = (offset + at) as u64;
@@ -247,8 +249,7 @@ fn exercise(threads: u64, requests: usize) {
                     let pair = &pairs[random.below(pairs.len())];
                     let file = File::open(&pair.path).unwrap();
                     assert_eq!(file.metadata().unwrap().size(), pair.bytes.len() as u64);
-                    let flags = OFlags::RDONLY | OFlags::DIRECT;
-                    let direct = File::from(rustix::fs::open(&pair.path, flags, Mode::empty()).unwrap());
+                    let direct = open_direct(&pair.path);
                     for _ in 0..1 + random.below(12) {
                         ask(pair, &file, &direct, &scratch, &mut random)
                             .map_err(|wrong| format!("{}: {wrong}", pair.path.display()))?;
@@ -322,8 +323,8 @@ type Refusal = (&'static str, Errno, rustix::io::Result<()>);
 fn refusals(dir: &Path, file: &Path, outside: &Path) -> Vec<Refusal> {
     let new = dir.join("new");
     let sub = dir.join("sub");
-    let open = |path: &Path, flags| rustix::fs::open(path, flags, Mode::from(0o600)).map(drop);
-    let read_only: OwnedFd = rustix::fs::open(file, OFlags::RDONLY, Mode::empty()).unwrap();
+    let open = |path: &Path, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::from(0o600)).map(drop);
+    let read_only = File::open(file).unwrap();
     let writable = File::create(outside.join("writable")).unwrap();
     let fd: BorrowedFd<'_> = read_only.as_fd();
     let path = |path: &Path| CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
@@ -336,7 +337,9 @@ fn refusals(dir: &Path, file: &Path, outside: &Path) -> Vec<Refusal> {
         0 => Ok(()),
         _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap()),
     };
-    let socket = std::os::unix::net::UnixListener::bind(dir.join("s")).map(drop);
+    // A socket's path has little room: the directory's own may be longer.
+    let at = generate::open_directory(CWD, dir);
+    let socket = UnixListener::bind(format!("/proc/self/fd/{}/s", at.as_raw_fd())).map(drop);
     let socket = socket.map_err(|error| Errno::from_io_error(&error).expect("the path is short enough"));
     let no_flags = AtFlags::empty();
     let mode = Mode::from(0o600);
@@ -404,8 +407,7 @@ fn every_call_that_writes_is_refused_and_harms_nothing() {
     fs::create_dir(sandbox.source().join("dir/sub")).unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     sandbox.backup();
-    // A short path: a socket's has little room.
-    let mount = sandbox.mount("m");
+    let mount = sandbox.mount("mnt");
     let dir = mount.latest().join("dir");
     let mut wrong = Vec::new();
     for (call, right, got) in refusals(&dir, &dir.join("file"), &sandbox.path("tmp")) {
@@ -414,7 +416,8 @@ fn every_call_that_writes_is_refused_and_harms_nothing() {
         }
     }
     // O_TMPFILE is refused as unknown by file systems that have no such files.
-    let tmpfile = rustix::fs::open(&dir, OFlags::WRONLY | OFlags::TMPFILE, Mode::from(0o600)).map(drop);
+    let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
+    let tmpfile = rustix::fs::open(&dir, flags, Mode::from(0o600)).map(drop);
     if !matches!(tmpfile, Err(Errno::ROFS | Errno::OPNOTSUPP)) {
         wrong.push(format!("open of a nameless file: {tmpfile:?}"));
     }
@@ -429,7 +432,10 @@ fn every_call_that_writes_is_refused_and_harms_nothing() {
         let new = dir.join("new");
         let attempts: [(&str, rustix::io::Result<()>); 5] = [
             ("mkdir", rustix::fs::mkdir(&new, Mode::from(0o700))),
-            ("create", openat(CWD, &new, OFlags::WRONLY | OFlags::CREATE, Mode::from(0o600)).map(drop)),
+            (
+                "create",
+                openat(CWD, &new, OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC, Mode::from(0o600)).map(drop),
+            ),
             ("symlink", rustix::fs::symlink("x", &new)),
             ("chmod", rustix::fs::chmod(&dir, Mode::from(0o700))),
             ("setxattr", rustix::fs::setxattr(&dir, "user.new", b"x", XattrFlags::empty())),

@@ -7,10 +7,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, SeekFrom, seek};
+use rustix::fs::{SeekFrom, seek};
 
 use crate::support::generate::noise;
-use crate::support::mount::within;
+use crate::support::mount::{open_direct, within};
 use crate::support::sandbox::Sandbox;
 
 const MIB: u64 = 1 << 20;
@@ -75,8 +75,7 @@ fn every_way_to_read_gives_the_source() {
     let file = File::open(&path).unwrap();
     read_ranges(&bytes, |at, out| read_fully(&file, at, out), 1);
 
-    let direct = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECT, Mode::empty()).unwrap();
-    let direct = File::from(direct);
+    let direct = open_direct(&path);
     read_ranges(&bytes, |at, out| read_fully(&direct, at, out), 4096);
 
     // SAFETY: nothing changes a file of a mounted snapshot.

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -142,6 +143,12 @@ pub fn mount_line(dir: &Path) -> Option<String> {
 /// Whether something is mounted on `dir`.
 pub fn is_mounted(dir: &Path) -> bool {
     mount_line(dir).is_some()
+}
+
+/// Opens a file to read it past the page cache. Like everything that a test opens on a mount, not for the programs that
+/// other tests start meanwhile in this process: such a mount stayed in use for as long as they run.
+pub fn open_direct(path: &Path) -> fs::File {
+    fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(path).unwrap()
 }
 
 /// Waits until `done`, but not for ever; false if it never was.
