@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -52,9 +53,10 @@ def free_port():
 
 
 def answers(url):
-    """Whether `url` gives a good answer."""
+    """Whether `url` gives a good answer, whoever signed its certificate."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as reply:
+        unverified = ssl._create_unverified_context() if url.startswith("https:") else None
+        with urllib.request.urlopen(url, timeout=5, context=unverified) as reply:
             return reply.status < 400
     except (OSError, urllib.error.URLError):
         return False
