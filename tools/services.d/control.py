@@ -7,7 +7,7 @@ usage: tools/services [--state DIR] VERB
                       source; what runs is left as it is, and two starts at once share one set of servers
   env WAY             print what a client needs: tempauth, s3, keystone, application-credential, ec2 or mariadb
   facts               print everything about them, as JSON
-  stop [PROCESS...]   end them, or only the processes named
+  stop [PROCESS...]   end them, or only the processes named, which `restart` brings back
   signal NAME PROCESS...   send a signal: STOP makes a server hang, CONT lets it go on, KILL is a crash
   restart PROCESS...  start a process that ended as it was before
   catch-up            what Swift could not do while one of its servers was away is done now: listings are right again
@@ -189,7 +189,10 @@ def main():
         print(json.dumps(all_facts(state), indent=1))
     elif args.verb == "stop":
         with state.locked():
-            stop(state, args.processes or state.names())
+            for process in args.processes:
+                state.end(process, forget=False)
+            if not args.processes:
+                stop(state, state.names())
     elif args.verb == "catch-up":
         service_swift.catch_up(state)
     elif args.verb == "keep":
