@@ -177,6 +177,9 @@ pub trait Backend: Send + Sync {
     /// The whole object; refuses one longer than `len_max` before it allocates.
     fn get(&self, name: ObjectName, len_max: u64) -> Result<Vec<u8>>;
 
+    /// Small objects, each of at most `len_max` bytes, will be asked for soon.
+    fn will_get(&self, _names: &[ObjectName], _len_max: u64) {}
+
     /// Fills `out` from `offset` of the object.
     fn get_range(&self, name: ObjectName, offset: u64, out: &mut [u8]) -> Result<()>;
 

@@ -6,7 +6,7 @@
 
 mod disk;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -23,8 +23,8 @@ const WINDOW_LEN: u64 = 512 << 10;
 const MEMORY_LEN_MAX: usize = 48 << 20;
 /// Windows that wait to be fetched ahead; what is asked for beyond that is forgotten.
 const QUEUE_LEN_MAX: usize = 64;
-/// Windows that one request fetches at most.
-const RUN_MAX: usize = 2;
+/// Windows that one request fetches at most: a store works for each request, and long reads should not need many.
+const RUN_MAX: usize = 4;
 
 /// Packs whose readers are followed.
 const STREAMS_MAX: usize = 256;
@@ -62,10 +62,21 @@ struct State {
     flying: HashSet<Window>,
     /// What to fetch ahead, in order.
     queue: VecDeque<(Window, Reuse)>,
+    /// Small objects to fetch ahead, and the most bytes that each may have.
+    early: VecDeque<(ObjectName, u64)>,
+    /// Small objects that are being fetched ahead.
+    early_flying: HashSet<ObjectName>,
+    /// Small objects that were fetched ahead and not yet asked for.
+    early_here: HashMap<ObjectName, Vec<u8>>,
     idle: usize,
     closed: bool,
     streams: LruCache<ObjectId, Stream>,
+    /// How far ahead the reader was that last came to the end of its pack: who reads pack after pack keeps its pace.
+    pace: u64,
 }
+
+/// Small objects that are fetched before they are asked for, at most.
+const EARLY_MAX: usize = 64;
 
 /// A reader of a pack.
 #[derive(Clone, Copy, Debug, Default)]
@@ -117,8 +128,12 @@ impl Near {
             len: 0,
             flying: HashSet::new(),
             queue: VecDeque::new(),
+            early: VecDeque::new(),
+            early_flying: HashSet::new(),
+            early_here: HashMap::new(),
             idle: 0,
             closed: false,
+            pace: 0,
             streams: LruCache::new(NonZeroUsize::new(STREAMS_MAX).expect("not zero")),
         };
         let shared = Shared { inner, disk, state: Mutex::new(state), landed: Condvar::new(), wanted: Condvar::new() };
@@ -141,9 +156,22 @@ impl Near {
         }
         let short = state.queue.len().min(added).saturating_sub(state.idle);
         drop(state);
+        self.wake(added, short);
+    }
+
+    /// There are `added` more things to fetch, for which `short` threads are missing.
+    fn wake(&self, added: usize, short: usize) {
         if added > 0 {
             self.shared.wanted.notify_all();
             (0..short).for_each(|_| self.reinforce());
+        }
+    }
+
+    /// Forgets the copies of whole objects of `kind` that are not among `present`.
+    pub fn forget_all_but(&self, kind: ObjectKind, mut present: Vec<ObjectName>) {
+        if let Some(disk) = self.shared.disk.as_ref().filter(|_| is_kept_whole(kind)) {
+            present.sort_unstable();
+            disk.retain(kind, &present);
         }
     }
 
@@ -166,6 +194,7 @@ impl Drop for Near {
         let mut state = self.shared.lock();
         state.closed = true;
         state.queue.clear();
+        state.early.clear();
         self.shared.wanted.notify_all();
     }
 }
@@ -174,7 +203,15 @@ impl State {
     /// Notes that `len` bytes from `offset` of the pack are read; returns which windows to fetch ahead.
     fn follow(&mut self, id: ObjectId, offset: u64, len: usize) -> std::ops::Range<u64> {
         let at = (offset + (len as u64).max(1) - 1) / WINDOW_LEN;
-        self.streams.get_or_insert_mut(id, Stream::default).advance(at)
+        let pace = self.pace;
+        let stream = self.streams.get_or_insert_mut(id, || Stream { ahead: pace / 2, ..Stream::default() });
+        let ahead = stream.advance(at);
+        if stream.ahead == 0 {
+            self.pace = 0;
+        } else if stream.until > stream.last {
+            self.pace = stream.ahead;
+        }
+        ahead
     }
 
     fn insert(&mut self, window: Window, held: Held) {
@@ -203,6 +240,17 @@ impl Shared {
         loop {
             if state.closed {
                 return;
+            }
+            if let Some((name, len_max)) = state.early.pop_front() {
+                state.early_flying.insert(name);
+                drop(state);
+                // As below: whoever needs it meets the failure again.
+                let got = self.get(name, len_max);
+                state = self.lock();
+                state.early_flying.remove(&name);
+                state.early_here.extend(got.ok().map(|bytes| (name, bytes)));
+                self.landed.notify_all();
+                continue;
             }
             let Some((window, reuse)) = state.queue.pop_front() else {
                 state.idle += 1;
@@ -317,6 +365,35 @@ impl Shared {
         Ok(())
     }
 
+    /// A whole object, from the disk or the store.
+    fn get(&self, name: ObjectName, len_max: u64) -> Result<Vec<u8>> {
+        let disk = self.disk.as_ref().filter(|_| is_kept_whole(name.kind));
+        if let Some(bytes) = disk.and_then(|disk| disk.get(name, len_max)) {
+            return Ok(bytes);
+        }
+        let is_right = |bytes: &[u8]| name.kind == ObjectKind::Config || ObjectId::of(bytes) == name.id;
+        let mut bytes = self.inner.get(name, len_max)?;
+        if !is_right(&bytes) {
+            // Perhaps only on its way: not every store says a sum that could have told.
+            bytes = self.inner.get(name, len_max)?;
+        }
+        if let Some(disk) = disk.filter(|_| is_right(&bytes)) {
+            disk.keep(name, &bytes);
+        }
+        Ok(bytes)
+    }
+
+    /// A small object that was fetched ahead; waits for it if it is on its way.
+    fn take_early(&self, name: ObjectName) -> Option<Vec<u8>> {
+        let mut state = self.lock();
+        // Nobody has begun yet: whoever asks fetches it.
+        state.early.retain(|(queued, _)| *queued != name);
+        while state.early_flying.contains(&name) {
+            state = self.landed.wait(state).expect("no panic while held");
+        }
+        state.early_here.remove(&name)
+    }
+
     fn truncated(&self, name: ObjectName, at: u64) -> Error {
         let source = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, format!("it ends before byte {at}"));
         let (object, location) = (name.to_string(), self.inner.location());
@@ -379,15 +456,20 @@ impl Backend for Near {
     }
 
     fn get(&self, name: ObjectName, len_max: u64) -> Result<Vec<u8>> {
-        let Some(disk) = self.shared.disk.as_ref().filter(|_| is_kept_whole(name.kind)) else {
-            return self.shared.inner.get(name, len_max);
-        };
-        if let Some(bytes) = disk.get(name, len_max) {
-            return Ok(bytes);
+        match self.shared.take_early(name) {
+            Some(bytes) if bytes.len() as u64 <= len_max => Ok(bytes),
+            _ => self.shared.get(name, len_max),
         }
-        let bytes = self.shared.inner.get(name, len_max)?;
-        disk.keep(name, &bytes);
-        Ok(bytes)
+    }
+
+    fn will_get(&self, names: &[ObjectName], len_max: u64) {
+        let mut state = self.shared.lock();
+        let room = EARLY_MAX.saturating_sub(state.early.len() + state.early_flying.len() + state.early_here.len());
+        let added = names.len().min(room);
+        state.early.extend(names[..added].iter().map(|name| (*name, len_max)));
+        let short = added.saturating_sub(state.idle);
+        drop(state);
+        self.wake(added, short);
     }
 
     fn get_range(&self, name: ObjectName, offset: u64, out: &mut [u8]) -> Result<()> {
@@ -535,6 +617,45 @@ mod tests {
     }
 
     #[test]
+    fn small_objects_that_are_fetched_ahead_are_fetched_once_and_given_once() {
+        let (store, requests, pack, bytes) = store();
+        let names: Vec<_> = (0..5u8).map(|n| ObjectName::new(ObjectKind::Index, ObjectId::of(&[n]))).collect();
+        names[..4].iter().zip(0u8..).for_each(|(name, n)| store.put(*name, &[n]).expect("puts"));
+        let near = Near::new(store.clone(), None, 0);
+        near.will_get(&names, 10);
+        for (name, n) in names[..4].iter().zip(0u8..) {
+            assert_eq!(near.get(*name, 10).expect("gets"), [n]);
+        }
+        assert_eq!(near.get(names[4], 10).expect_err("never stored").kind, ErrorKind::NotFound);
+        // Only the failure is met twice, and only if it was quicker than its reader.
+        assert!((5..=6).contains(&requests.count(Request::Get)), "{requests}");
+        store.delete(names[0]).expect("deletes");
+        assert_eq!(near.get(names[0], 10).expect_err("given once").kind, ErrorKind::NotFound);
+        near.will_get(&[pack], 10);
+        assert!(near.get(pack, 10).is_err(), "longer than allowed");
+        assert_eq!(near.get(pack, LEN as u64).expect("gets"), bytes);
+    }
+
+    #[test]
+    fn who_reads_pack_after_pack_keeps_its_pace_and_who_jumps_about_has_none() {
+        let mut state = Near::new(Arc::new(Memory::new()), None, 0);
+        let state = Arc::get_mut(&mut state.shared).expect("no thread yet").state.get_mut().expect("no panic");
+        let window = |at: u64| at * WINDOW_LEN;
+        let [first, second, third] = [b"1", b"2", b"3"].map(|name| ObjectId::of(name));
+        let begin = |state: &mut State, id| {
+            assert!(state.follow(id, window(31), 10).is_empty(), "the tables at its end");
+            state.follow(id, 0, 10)
+        };
+        assert_eq!(begin(state, first), 1..2, "one window for who is new");
+        (0..32).for_each(|at| {
+            state.follow(first, window(at), 10);
+        });
+        assert_eq!(begin(state, second), 1..1 + AHEAD_MAX);
+        assert!(state.follow(second, window(25), 10).is_empty());
+        assert_eq!(begin(state, third), 1..2, "it has jumped");
+    }
+
+    #[test]
     fn the_next_run_finds_on_the_disk_what_is_wanted_often() {
         let (store, requests, name, bytes) = store();
         let directory = tempfile::tempdir().expect("temporary directory");
@@ -578,6 +699,60 @@ mod tests {
         store.delete(name).expect("deletes");
         near.list(ObjectKind::Snapshot, &mut |_| panic!("it is gone")).expect("lists");
         assert_eq!(near.get(name, 10).expect_err("gone").kind, ErrorKind::NotFound);
+    }
+
+    /// Damages what is read first.
+    struct Damaging(Memory, std::sync::atomic::AtomicU32);
+
+    impl Backend for Damaging {
+        fn location(&self) -> String {
+            self.0.location()
+        }
+        fn create(&self) -> Result<()> {
+            self.0.create()
+        }
+        fn put(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
+            self.0.put(name, bytes)
+        }
+        fn get(&self, name: ObjectName, len_max: u64) -> Result<Vec<u8>> {
+            let mut bytes = self.0.get(name, len_max)?;
+            let left = self.1.load(std::sync::atomic::Ordering::Relaxed);
+            if left > 0 {
+                self.1.store(left - 1, std::sync::atomic::Ordering::Relaxed);
+                bytes[0] ^= 1;
+            }
+            Ok(bytes)
+        }
+        fn get_range(&self, name: ObjectName, offset: u64, out: &mut [u8]) -> Result<()> {
+            self.0.get_range(name, offset, out)
+        }
+        fn list(&self, kind: ObjectKind, found: &mut dyn FnMut(Listed)) -> Result<()> {
+            self.0.list(kind, found)
+        }
+        fn len(&self, name: ObjectName) -> Result<u64> {
+            self.0.len(name)
+        }
+        fn delete(&self, name: ObjectName) -> Result<()> {
+            self.0.delete(name)
+        }
+        fn clean(&self, age_min_s: u64) -> Result<u64> {
+            self.0.clean(age_min_s)
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_damaged_on_their_way_are_read_again_and_never_kept() {
+        for kind in [ObjectKind::Key, ObjectKind::Index, ObjectKind::Snapshot] {
+            let directory = tempfile::tempdir().expect("temporary directory");
+            let name = ObjectName::new(kind, ObjectId::of(b"object"));
+            let open = |damaged: u32| {
+                let store = Damaging(Memory::new(), damaged.into());
+                store.put(name, b"object").expect("puts");
+                Near::new(Arc::new(store), Some(directory.path()), 1 << 30)
+            };
+            assert_ne!(open(2).get(name, 10).expect("what the store has"), b"object");
+            assert_eq!(open(1).get(name, 10).expect("the second time"), b"object", "{kind:?}");
+        }
     }
 
     #[test]

@@ -223,7 +223,8 @@ impl S3 {
             loader = loader.no_credentials();
         }
         let shared = loader.load().await;
-        let said = shared.region().map(ToString::to_string);
+        // A variable that is empty says nothing.
+        let said = shared.region().map(ToString::to_string).filter(|region| !region.is_empty());
         let region = found.or_else(|| said.clone()).unwrap_or_else(|| REGION_DEFAULT.to_owned());
         let mut config = aws_sdk_s3::config::Builder::from(&shared)
             .region(Region::new(region.clone()))

@@ -89,7 +89,7 @@ struct Comparison<'a, W: Write> {
 
 /// Runs the command.
 pub fn run(args: &Args, global: &Global) -> Result<Exit> {
-    let repo = global.open_repository()?;
+    let repo = global.open_snapshots()?;
     let (first_id, first, first_path) = global.select_snapshot(&repo, &args.filter, &args.first)?;
     let (second_id, second, second_path) = global.select_snapshot(&repo, &args.filter, &args.second)?;
     let mut trees = Vec::new();

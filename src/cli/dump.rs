@@ -44,7 +44,7 @@ enum Format {
 
 /// Runs the command.
 pub fn run(args: &Args, global: &Global) -> Result<Exit> {
-    let repo = global.open_repository()?;
+    let repo = global.open_snapshots()?;
     let (id, snapshot, start) = global.select_snapshot(&repo, &args.filter, &args.snapshot)?;
     let Some(path) = entry::absolute(&start, args.entry.as_bytes()) else {
         bail!("`{}`: `..` has no meaning here", quote(args.entry.as_bytes()));

@@ -145,7 +145,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
             Wanted::Names(Patterns::new(&args.patterns, case)?)
         }
     };
-    let repo = global.open_repository()?;
+    let repo = global.open_snapshots()?;
     let snapshots = global.select_snapshots(&repo, &args.filter, &args.snapshot)?;
     let mut search = Search {
         repo: &repo,

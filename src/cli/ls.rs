@@ -72,7 +72,7 @@ struct Listing<'a, W: Write> {
 
 /// Runs the command.
 pub fn run(args: &Args, global: &Global) -> Result<Exit> {
-    let repo = global.open_repository()?;
+    let repo = global.open_snapshots()?;
     let (id, snapshot, start) = global.select_snapshot(&repo, &args.filter, &args.snapshot)?;
     let out = BufWriter::new(output::stdout());
     let mut listing =

@@ -348,19 +348,24 @@ impl Global {
 
     /// Opens the repository.
     pub fn open_repository(&self) -> Result<Arc<Repository>> {
-        self.open_with(&self.open_options())
+        self.open_with(&self.open_options(), false)
     }
 
-    /// Opens the repository to keep at most `len` bytes of decoded data in memory.
-    pub fn open_repository_with_cache(&self, len: u64) -> Result<Arc<Repository>> {
+    /// Opens the repository to look at its snapshots next.
+    pub fn open_snapshots(&self) -> Result<Arc<Repository>> {
+        self.open_with(&self.open_options(), true)
+    }
+
+    /// As [`Global::open_snapshots`], to keep at most `len` bytes of decoded data in memory.
+    pub fn open_snapshots_with_cache(&self, len: u64) -> Result<Arc<Repository>> {
         let segment_cache_len = usize::try_from(len).unwrap_or(usize::MAX).max(1);
-        self.open_with(&OpenOptions { segment_cache_len, ..self.open_options() })
+        self.open_with(&OpenOptions { segment_cache_len, ..self.open_options() }, true)
     }
 
-    fn open_with(&self, options: &OpenOptions) -> Result<Arc<Repository>> {
+    fn open_with(&self, options: &OpenOptions, snapshots_soon: bool) -> Result<Arc<Repository>> {
         let backend = self.backend()?;
         // Without a repository there is no need to ask for a password.
-        let found = Repository::find(backend)?;
+        let found = Repository::find_for(backend, snapshots_soon)?;
         Ok(found.open(&self.read_password()?, options)?)
     }
 

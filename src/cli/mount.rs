@@ -86,7 +86,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     };
     let zone = TimeZone::system();
     let templates = Templates::new(&args.path_template, &args.time_template, zone)?;
-    let repo = global.open_repository_with_cache(cache_len)?;
+    let repo = global.open_snapshots_with_cache(cache_len)?;
     check_directory(&repo, global, directory)?;
     let mounted = mount(args, global, &repo, templates, selector, directory, background.is_some())?;
     end_on_signal(&mounted)?;

@@ -176,7 +176,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     {
         bail!("`--delete` with the target `/` would remove what the snapshot does not have; add `--include`");
     }
-    let repo = global.open_repository()?;
+    let repo = global.open_snapshots()?;
     let (id, snapshot, path) = global.select_snapshot(&repo, &args.filter, &args.snapshot)?;
     let location = repo.location();
     refuse_repository(&args.target, &location)?;

@@ -82,7 +82,7 @@ impl JsonSnapshot {
 
 /// Lists the snapshots.
 pub fn run(args: &Args, global: &Global) -> Result<Exit> {
-    let repo = global.open_repository()?;
+    let repo = global.open_snapshots()?;
     let mut snapshots = global.select_snapshots(&repo, &args.filter, &args.snapshots)?;
     if let Some(count) = args.latest {
         let mut kept: Vec<(ObjectId, Snapshot)> = Vec::new();

@@ -117,7 +117,7 @@ fn hash(of: impl Hash) -> u64 {
 
 /// Runs the command.
 pub fn run(args: &Args, global: &Global) -> Result<Exit> {
-    let repo = global.open_repository()?;
+    let repo = global.open_snapshots()?;
     let snapshots = global.select_snapshots(&repo, &args.filter, &args.snapshots)?;
     let mut count = Count {
         repo: &repo,

@@ -53,7 +53,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         bail!("nothing to do: give `--set`, `--add` or `--remove`");
     }
     split(&args.set).iter().chain(&split(&args.add)).try_for_each(|tag| check_name(tag))?;
-    let repo = global.open_repository()?;
+    let repo = global.open_snapshots()?;
     let mut out = output::stdout();
     let mut changed = 0;
     for (id, snapshot) in global.select_snapshots(&repo, &args.filter, &args.snapshots)? {

@@ -37,9 +37,18 @@ pub(super) struct NewFile {
 impl Directory {
     /// The directory below `cache`, made if need be.
     pub(super) fn open(cache: &Path) -> io::Result<Self> {
-        let path = cache.join("index");
+        let path = Self::path_in(cache);
         make_private(&path)?;
         Ok(Self { path })
+    }
+
+    /// Whether it was made before.
+    pub(super) fn is_there(cache: &Path) -> bool {
+        Self::path_in(cache).is_dir()
+    }
+
+    fn path_in(cache: &Path) -> PathBuf {
+        cache.join("index")
     }
 
     /// Waits up to `patience` for the right to write; `None` if another process has it or there can be none.

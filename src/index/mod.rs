@@ -200,6 +200,11 @@ impl Index {
         Ok(index)
     }
 
+    /// Whether there are no local files in `cache` yet, so that all of the index will come from the source.
+    pub fn is_new(cache: Option<&Path>) -> bool {
+        cache.is_none_or(|cache| !Directory::is_there(cache))
+    }
+
     /// The local database that lies beside the index, if there is a cache.
     pub fn catalog(&self) -> Option<&Catalog> {
         self.catalog.as_ref()

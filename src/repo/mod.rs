@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use self::reader::SegmentCache;
 use crate::backend::near::Near;
-use crate::backend::{self, Backend, ObjectKind, ObjectName};
+use crate::backend::{self, Backend, Listed, ObjectKind, ObjectName};
 use crate::chunk::{ChunkSizes, Chunker};
 use crate::format::codec::DecodeError;
 use crate::format::header::{Header, StoredKind, VERSION, VERSIONS_READ};
@@ -231,12 +231,12 @@ impl Found {
     pub fn open(self, password: &[u8], options: &OpenOptions) -> Result<Arc<Repository>> {
         let Found { backend, stored, listed } = self;
         let id = Config::repository_id(&stored).map_err(|error| config_error(&stored, error))?;
-        let backend = near(backend, &id, options);
+        let backend = near(backend, &id, options, &listed);
         let damaged = DamagedObjects { warn: options.warn, ..DamagedObjects::default() };
         let (key_in_use, master) = find_key(&*backend, &listed.keys, &id, password, &damaged)?;
         let keys = Keys::new(master);
         let config = Config::decode(&stored, &keys).map_err(|error| config_error(&stored, error))?;
-        Repository::assemble(backend, keys, config, key_in_use, damaged, options, Some(listed.indexes))
+        Repository::assemble(backend, keys, config, key_in_use, damaged, options, Some(listed))
     }
 }
 
@@ -250,6 +250,8 @@ pub struct Repository {
     cache: SegmentCache,
     /// The key object that opened it.
     key_in_use: ObjectId,
+    /// Snapshots that were listed when the repository was opened, until somebody asks for them.
+    snapshots_listed: Mutex<Option<Vec<ObjectId>>>,
     /// When the packs were listed last.
     packs_listed: Mutex<Option<Instant>>,
     /// Where this repository's local index and caches live, if they do.
@@ -266,6 +268,8 @@ const CACHE_LEN_MAX_DEFAULT: u64 = 1 << 30;
 const SNAPSHOTS_CACHED_FROM: usize = 256;
 /// Bytes of index objects that a backup compares with their names before it believes what the local index says of them.
 const INDEX_VERIFIED_LEN: u64 = 8 << 20;
+/// Bytes of index objects that are fetched while the key is still derived, if there is no local index.
+const INDEX_EARLY_LEN: u64 = 16 << 20;
 /// Longest key object in bytes.
 const KEY_LEN_MAX: u64 = 64 << 10;
 /// Longest index or snapshot object in bytes: its plain bytes and what sealing adds at most.
@@ -279,7 +283,13 @@ impl Repository {
 
     /// The repository on `backend`, if there is one that this program can read.
     pub fn find(backend: Arc<dyn Backend>) -> Result<Found> {
-        let (stored, listed) = survey(&*backend)?;
+        Self::find_for(backend, false)
+    }
+
+    /// As [`Repository::find`]; says whether the first thing that will be asked for are the snapshots. They are listed and
+    /// fetched meanwhile where that saves round trips.
+    pub fn find_for(backend: Arc<dyn Backend>, snapshots_soon: bool) -> Result<Found> {
+        let (stored, listed) = survey(&*backend, snapshots_soon)?;
         check_version(&ObjectName::config(), &stored)?;
         Ok(Found { backend, stored, listed })
     }
@@ -297,7 +307,7 @@ impl Repository {
         let system = |source| Error::System { op: "make a key", source };
         let keys = Keys::new(MasterKey::random().map_err(system)?);
         let config = Config { id: RepositoryId(crate::key::random().map_err(system)?), chunks: ChunkSizes::DEFAULT };
-        let backend = near(backend, &config.id, options);
+        let backend = near(backend, &config.id, options, &Surveyed::default());
         let key = put_key(&*backend, keys.master(), &config.id, password)?;
         // The configuration comes last: a repository is there when it is.
         let stored = config.encode(&keys).map_err(system)?;
@@ -318,18 +328,31 @@ impl Repository {
         key_in_use: ObjectId,
         damaged: DamagedObjects,
         options: &OpenOptions,
-        indexes: Option<Vec<ObjectId>>,
+        listed: Option<Surveyed>,
     ) -> Result<Arc<Repository>> {
         let id = config.id;
         let cache_dir = cache_directory(&id, options);
+        let (indexes, snapshots) = listed.map_or((None, None), |listed| (Some(listed.indexes), listed.snapshots));
+        let indexes = indexes.map(|indexes| indexes.iter().map(|found| found.id).collect());
         let source = Source { backend: &*backend, keys: &keys, id, damaged: &damaged, listed: Mutex::new(indexes) };
         let index = Index::open(cache_dir.as_deref(), id, &source)?;
         let len = if options.segment_cache_len == 0 { SEGMENT_CACHE_LEN_DEFAULT } else { options.segment_cache_len };
         let cache = SegmentCache::new(len);
-        let packs_listed = Mutex::new(None);
+        let (packs_listed, snapshots_listed) = (Mutex::new(None), Mutex::new(snapshots));
         let chunks = config.chunks;
-        let repo = Repository { backend, id, keys, chunks, index, cache, key_in_use, packs_listed, cache_dir, damaged };
-        Ok(Arc::new(repo))
+        Ok(Arc::new(Repository {
+            backend,
+            id,
+            keys,
+            chunks,
+            index,
+            cache,
+            key_in_use,
+            snapshots_listed,
+            packs_listed,
+            cache_dir,
+            damaged,
+        }))
     }
 
     /// The repository's random id.
@@ -414,7 +437,8 @@ impl Repository {
 
     /// The ids of all snapshots, in no order.
     pub fn snapshot_ids(&self) -> Result<Vec<ObjectId>> {
-        list(&*self.backend, ObjectKind::Snapshot)
+        let listed = self.snapshots_listed.lock().expect("no panic while held").take();
+        listed.map_or_else(|| list(&*self.backend, ObjectKind::Snapshot), Ok)
     }
 
     /// As [`Repository::snapshot`], but `None` if it has been removed, or is damaged, which is told.
@@ -630,16 +654,18 @@ fn read_config(backend: &dyn Backend) -> Result<Vec<u8>> {
 #[derive(Default)]
 struct Surveyed {
     keys: Vec<ObjectId>,
-    indexes: Vec<ObjectId>,
+    indexes: Vec<Listed>,
+    /// Only if they were asked for.
+    snapshots: Option<Vec<ObjectId>>,
 }
 
-/// Reads the configuration and lists what opening needs, at once where that saves a round trip.
-fn survey(backend: &dyn Backend) -> Result<(Vec<u8>, Surveyed)> {
+/// Reads the configuration and lists what opening needs, at once where that saves round trips.
+fn survey(backend: &dyn Backend, snapshots_soon: bool) -> Result<(Vec<u8>, Surveyed)> {
     let look = || -> Result<Surveyed> {
         let mut surveyed = Surveyed::default();
         backend.list_kinds(&[ObjectKind::Key, ObjectKind::Index], &mut |kind, found| match kind {
             ObjectKind::Key => surveyed.keys.push(found.id),
-            _ => surveyed.indexes.push(found.id),
+            _ => surveyed.indexes.push(found),
         })?;
         Ok(surveyed)
     };
@@ -648,8 +674,13 @@ fn survey(backend: &dyn Backend) -> Result<(Vec<u8>, Surveyed)> {
     }
     std::thread::scope(|scope| {
         let surveyed = scope.spawn(look);
+        // A snapshot that comes between the two listings is told by blobs that no index knows, as in a mount that runs
+        // for days: the index is then listed again.
+        let snapshots = snapshots_soon.then(|| scope.spawn(|| list(backend, ObjectKind::Snapshot)));
         let stored = read_config(backend)?;
-        Ok((stored, surveyed.join().expect("listing does not panic")?))
+        let mut surveyed = surveyed.join().expect("listing does not panic")?;
+        surveyed.snapshots = snapshots.map(|listing| listing.join().expect("listing does not panic")).transpose()?;
+        Ok((stored, surveyed))
     })
 }
 
@@ -657,13 +688,33 @@ fn cache_directory(id: &RepositoryId, options: &OpenOptions) -> Option<PathBuf> 
     options.cache_dir.as_ref().map(|directory| directory.join(id.to_hex()))
 }
 
-/// A remote backend with what is near of it; a local one as it is.
-fn near(backend: Arc<dyn Backend>, id: &RepositoryId, options: &OpenOptions) -> Arc<dyn Backend> {
+/// A remote backend with what is near of it, which soon is what opening needs of what is there; a local one as it is.
+fn near(backend: Arc<dyn Backend>, id: &RepositoryId, options: &OpenOptions, listed: &Surveyed) -> Arc<dyn Backend> {
     if !backend.is_remote() {
         return backend;
     }
     let len_max = if options.cache_len_max == 0 { CACHE_LEN_MAX_DEFAULT } else { options.cache_len_max };
-    Arc::new(Near::new(backend, cache_directory(id, options).as_deref(), len_max))
+    let directory = cache_directory(id, options);
+    let is_new = Index::is_new(directory.as_deref());
+    let near = Near::new(backend, directory.as_deref(), len_max);
+    let names = |kind, ids: &[ObjectId]| ids.iter().map(|id| ObjectName::new(kind, *id)).collect::<Vec<_>>();
+    let keys = names(ObjectKind::Key, &listed.keys);
+    near.will_get(&keys, KEY_LEN_MAX);
+    if is_new {
+        let mut left = INDEX_EARLY_LEN;
+        let some = listed.indexes.iter().take_while(|found| {
+            let fits = found.len <= left;
+            left = left.saturating_sub(found.len);
+            fits
+        });
+        near.will_get(&names(ObjectKind::Index, &some.map(|found| found.id).collect::<Vec<_>>()), OBJECT_LEN_MAX);
+    }
+    if let Some(snapshots) = &listed.snapshots {
+        let snapshots = names(ObjectKind::Snapshot, snapshots);
+        near.forget_all_but(ObjectKind::Snapshot, snapshots.clone());
+        near.will_get(&snapshots, OBJECT_LEN_MAX);
+    }
+    Arc::new(near)
 }
 
 fn config_error(stored: &[u8], error: DecodeError) -> Error {

@@ -500,6 +500,22 @@ impl Repository {
         self.open_pack_for(number, Reuse::Seldom)
     }
 
+    /// The data blob `id` will be read soon: what opening its pack takes is fetched meanwhile, if it is far away.
+    pub fn will_read_blob(&self, id: &BlobId) {
+        if !self.backend.is_remote() {
+            return;
+        }
+        let Ok(Some(location)) = self.index.locate(id) else { return };
+        if self.cache.packs.lock().expect("no panic while held").contains(&location.pack) {
+            return;
+        }
+        let PackInfo { id, len } = self.index.pack(location.pack);
+        let name = ObjectName::new(ObjectKind::Pack, id);
+        let tail_len = len.min(TAIL_LEN);
+        self.backend.will_read(name, len - tail_len, tail_len, Reuse::Seldom);
+        self.backend.will_read(name, 0, HEADER_LEN as u64, Reuse::Seldom);
+    }
+
     fn open_pack_for(&self, number: PackNumber, reuse: Reuse) -> Result<Arc<OpenPack>> {
         if let Some(pack) = self.cache.packs.lock().expect("no panic while held").get(&number) {
             return Ok(pack.clone());

@@ -53,6 +53,8 @@ const DEFERRED_MAX: usize = 128;
 /// Deepest directories of the walk that stay open; of those above, one in so many does.
 const OPEN_LEVELS: usize = 64;
 const OPEN_EVERY: usize = 256;
+/// Workers at least, where the repository is far away.
+const WORKERS_FAR: usize = 6;
 
 /// What happens to files that are there already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -183,6 +185,13 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// A worker will get to `part` soon.
+    fn announce(&self, part: Option<&Part>) {
+        if let Some(Part::Data { id, .. }) = part {
+            self.repo.will_read_blob(id);
+        }
+    }
+
     /// Counts and reports what became of an entry with `len` bytes of content.
     fn count(&self, action: Action, len: u64, path: impl FnOnce() -> Vec<u8>) {
         let counts = match action {
@@ -240,7 +249,9 @@ pub fn run(
     let becomes = made || options.delete || root.as_ref().is_some_and(existing::is_empty) || is_in_place(target, path);
     let is_named = !start.node().name.is_empty() && matches!(start.node().kind, Kind::Directory { .. });
     let root_node = (becomes && is_named).then(|| start.clone());
-    let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16);
+    // Those of a store far away wait most of the time.
+    let least = if repo.backend().is_remote() { WORKERS_FAR.min(repo.backend().parallel()) } else { 2 };
+    let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16).max(least);
     let queue = Queue::new(workers + 4);
     let (files, bytes) = std::thread::scope(|scope| {
         let _close = CloseOnDrop(&queue);
@@ -684,6 +695,7 @@ impl<'c> Planner<'c> {
                     range.push((offset, part));
                     range_len += part.len();
                     if range_len >= RANGE_LEN || range.len() >= RANGE_PARTS {
+                        self.context.announce(range.last().map(|(_, part)| part));
                         self.queue.push(large.range(std::mem::take(&mut range)));
                         range_len = 0;
                     }
@@ -705,7 +717,14 @@ impl<'c> Planner<'c> {
 
     /// Hands the batch to the workers.
     fn flush(&mut self) {
-        if !self.batch.is_empty() {
+        if let Some(last) = self.batch.last() {
+            // The parts of a long list would have to be fetched themselves.
+            if let Kind::File { size, content } = last.node.node().kind
+                && !matches!(content, Content::List { .. })
+            {
+                let first = browse::parts(self.context.repo, size, content).next();
+                self.context.announce(first.and_then(Result::ok).as_ref().map(|(_, part)| part));
+            }
             self.queue.push(Job::Batch(std::mem::take(&mut self.batch)));
         }
         (self.batch_dirs, self.batch_len, self.batch_nodes_len) = (0, 0, 0);

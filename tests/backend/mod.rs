@@ -1,18 +1,18 @@
 //! What every backend promises, held against each of them: memory, a directory, Swift as its own accounts and Keystone's
 //! see it, and its S3 interface.
-//!
-//! BYGONE_TEST_LARGE=1 adds ten thousand objects and one of a gibibyte, which take minutes.
 
 mod refusals;
+mod wire;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bygone::backend::count::{Request, Requests};
+use bygone::backend::count::{Count, Request, Requests};
 use bygone::backend::local::Local;
 use bygone::backend::mem::Memory;
+use bygone::backend::near::Near;
 use bygone::backend::remote::options::Options;
 use bygone::backend::remote::{Limits, RemoteOptions};
 use bygone::backend::{Backend, ErrorKind, Listed, ObjectKind, ObjectName, Reuse, s3, swift};
@@ -187,14 +187,6 @@ fn giant(store: &dyn Backend) {
     assert!(store.get(name, 1 << 30).unwrap() == bytes);
 }
 
-fn large() -> bool {
-    let asked = std::env::var_os("BYGONE_TEST_LARGE").is_some();
-    if !asked {
-        crate::support::skipped("needs BYGONE_TEST_LARGE=1 and minutes");
-    }
-    asked
-}
-
 fn remote_options() -> RemoteOptions {
     RemoteOptions { retry_for: Duration::from_secs(20), ..RemoteOptions::default() }
 }
@@ -262,6 +254,14 @@ fn a_directory_keeps_the_contract() {
 }
 
 #[test]
+fn what_wraps_a_store_keeps_the_contract() {
+    let directory = tempfile::tempdir().unwrap();
+    contract(&Count::new(Memory::new(), Arc::default()));
+    contract(&Near::new(Arc::new(Memory::new()), None, 0));
+    contract(&Near::new(Arc::new(Memory::new()), Some(directory.path()), 1 << 30));
+}
+
+#[test]
 fn swift_keeps_the_contract_for_its_own_accounts() {
     let Some(services) = Services::shared(&["swift"]) else { return };
     contract(&*swift_in(&services, "tempauth", &container(), remote_options(), |_, value| value));
@@ -302,10 +302,8 @@ fn a_listing_of_several_pages_has_each_object_once() {
 }
 
 #[test]
-fn ten_thousand_objects_and_one_more_are_all_listed() {
-    if !large() {
-        return;
-    }
+#[ignore = "slow group: takes minutes"]
+fn slow_ten_thousand_objects_and_one_more_are_all_listed() {
     let Some(services) = Services::shared(&["swift"]) else { return };
     let endpoint = services.fact("/swift/url").to_owned();
     let bucket = container();
@@ -316,10 +314,8 @@ fn ten_thousand_objects_and_one_more_are_all_listed() {
 }
 
 #[test]
-fn an_object_of_a_gibibyte_comes_back() {
-    if !large() {
-        return;
-    }
+#[ignore = "slow group: takes minutes"]
+fn slow_an_object_of_a_gibibyte_comes_back() {
     let Some(services) = Services::shared(&["swift"]) else { return };
     let endpoint = services.fact("/swift/url").to_owned();
     giant(&*swift_in(&services, "tempauth", &container(), remote_options(), |_, value| value));
@@ -416,6 +412,8 @@ fn a_put_that_breaks_off_leaves_nothing_and_one_that_is_repeated_leaves_one() {
             Fault::LoseReply,
             Fault::Status { code: 503, headers: vec![("Retry-After".to_owned(), "1".to_owned())], body: String::new() },
             Fault::Status { code: 429, headers: vec![], body: String::new() },
+            Fault::Status { code: 409, headers: vec![], body: String::new() },
+            Fault::Status { code: 498, headers: vec![], body: String::new() },
         ];
         for (number, fault) in faults.into_iter().enumerate() {
             let bytes = noise(20 + 10 * at as u64 + number as u64, 2 << 20);
@@ -437,6 +435,12 @@ fn a_put_that_breaks_off_leaves_nothing_and_one_that_is_repeated_leaves_one() {
             assert_eq!(proxy.hits(), [1]);
         }
     }
+    // Swift says a sum with every whole object.
+    let bytes = noise(20, 2 << 20);
+    proxy.clear();
+    proxy.add(Rule::new("GET *", Fault::Corrupt(1000)).times(1));
+    assert!(patient[0].get(name_of(ObjectKind::Pack, &bytes), 1 << 30).unwrap() == bytes);
+    assert_eq!(proxy.hits(), [1]);
 }
 
 #[test]
@@ -451,6 +455,23 @@ fn an_upload_keeps_to_its_limit() {
     store.put(name_of(ObjectKind::Pack, &bytes), &bytes).unwrap();
     assert!(start.elapsed() > Duration::from_millis(1800), "2 MiB at 1 MiB/s took {:?}", start.elapsed());
     assert!(store.get(name_of(ObjectKind::Pack, &bytes), 1 << 30).unwrap() == bytes);
+}
+
+#[test]
+fn a_download_keeps_to_its_limit_and_is_not_sent_twice_for_being_slow() {
+    let Some(services) = Services::shared(&["swift"]) else { return };
+    let mut remote = remote_options();
+    remote.http.limits = Limits { upload: None, download: Some(512 << 10) };
+    let requests = remote.requests.clone();
+    let store = swift_in(&services, "tempauth", &container(), remote, |_, value| value);
+    store.create().unwrap();
+    let bytes = noise(6, 1 << 20);
+    let name = name_of(ObjectKind::Pack, &bytes);
+    store.put(name, &bytes).unwrap();
+    let start = std::time::Instant::now();
+    assert!(store.get_part(name, 0, 1 << 20).unwrap() == bytes);
+    assert!(start.elapsed() > Duration::from_millis(1800), "1 MiB at 512 KiB/s took {:?}", start.elapsed());
+    assert_eq!((requests.count(Request::Get), requests.hedges()), (1, 0), "{requests}");
 }
 
 #[test]

@@ -148,19 +148,33 @@ fn an_interrupted_backup_is_gone_on_with_by_the_next_one() {
     goes_on(&proxy, &host);
 }
 
+/// A backup during which the network is cut for so long.
+fn backup_through_a_cut(services: &Services, network: Network, time: Duration) {
+    let (proxy, store, host) = behind_a_proxy(services);
+    let args = args!["backup", "--json", "--host", host.name, host.sandbox.source()];
+    let mut backup = host.command(args).stdout(std::process::Stdio::null()).spawn().unwrap();
+    assert!(within(LIMIT, || packs(&store) > 0), "no pack arrives");
+    proxy.set_network(network);
+    std::thread::sleep(time);
+    proxy.set_network(Network::Up);
+    assert_eq!(backup.wait().unwrap().code(), Some(0), "{network:?}");
+    assert_same(&host.sandbox.source(), &host.restore("host", &host.sandbox.source(), "copy"));
+}
+
 #[test]
 fn a_network_that_is_cut_for_a_while_costs_a_backup_only_time() {
     let Some(services) = Services::shared(&["swift", "keystone"]) else { return };
     for network in [Network::Silent, Network::Down] {
-        let (proxy, store, host) = behind_a_proxy(&services);
-        let args = args!["backup", "--json", "--host", host.name, host.sandbox.source()];
-        let mut backup = host.command(args).stdout(std::process::Stdio::null()).spawn().unwrap();
-        assert!(within(LIMIT, || packs(&store) > 0), "no pack arrives");
-        proxy.set_network(network);
-        std::thread::sleep(Duration::from_secs(4));
-        proxy.set_network(Network::Up);
-        assert_eq!(backup.wait().unwrap().code(), Some(0), "{network:?}");
-        assert_same(&host.sandbox.source(), &host.restore("host", &host.sandbox.source(), "copy"));
+        backup_through_a_cut(&services, network, Duration::from_secs(4));
+    }
+}
+
+#[test]
+#[ignore = "slow group: takes minutes"]
+fn slow_a_network_that_is_cut_for_more_than_a_minute_costs_a_backup_only_time() {
+    let Some(services) = Services::shared(&["swift", "keystone"]) else { return };
+    for network in [Network::Silent, Network::Down] {
+        backup_through_a_cut(&services, network, Duration::from_secs(75));
     }
 }
 

@@ -71,6 +71,11 @@ impl Services {
         self.run(&["catch-up"]);
     }
 
+    /// Ends them before their owner does.
+    pub fn stop(&self) {
+        self.run(&["stop"]);
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(tools().join("services"));
         command.arg("--state").arg(&self.state).args(args);

@@ -5,7 +5,8 @@ and read everything back for a check. mount backs up all three, mounts the snaps
 mount with the kernel's name and attribute caches dropped. Beside them the kernel's squashfs, the source itself (tmpfs)
 and two file systems that have every answer ready, of nothing (null) or of the source (pass), show the limits. many is a repository
 of 1,000 small snapshots and a tree of 1,000,000 small files (for bygone alone, unless --tools says otherwise). huge is
-the mount of a repository with 10,000,000 blobs and 1,000 snapshots.
+the mount of a repository with 10,000,000 blobs and 1,000 snapshots. remote is a store behind a network: backups to a real
+Swift and its S3 interface, reads and restores with 30 ms added to every request, and everything again with 2 % failing.
 """
 
 import argparse
@@ -17,16 +18,17 @@ import time
 from pathlib import Path
 
 import meter
+import remote
 from common import DEFAULT_DIR, MIB, Failure, end_group, prefer, remove, run, say, start, tail, unmount
 from data import SETS, Stage, live, parked
 from programs import BY_NAME, PEERS, PROJECT, Place
 
-ALL = (*SETS, "mount", "many", "huge")
+ALL = (*SETS, "mount", "many", "huge", "remote")
 TIMEOUT = 1800
 MOUNT_LIMIT = 90
 RANDOM_READS, RANDOM_LIMIT = 20_000, 20
 MANY_FILES, MANY_SNAPSHOTS, MANY_DIRS = 1_000_000, 1_000, 100
-NEEDED_MIB = {"source": 2048, "dump": 1536, "image": 5120, "mount": 2560, "many": 2048, "huge": 3072}
+NEEDED_MIB = {"source": 2048, "dump": 1536, "image": 5120, "mount": 2560, "many": 2048, "huge": 3072, "remote": 4096}
 HUGE = PROJECT / "target/release/examples/huge"
 HUGE_BLOBS, HUGE_SNAPSHOTS = 10_000_000, 1_000
 
@@ -55,12 +57,13 @@ class Results:
 
 
 class Bench:
-    """One program in one round on one set, in a directory of its own."""
+    """One program in one round on one set, in a directory of its own; its repository is there too, unless variables
+    lead elsewhere."""
 
-    def __init__(self, tool, name, round_number, args, results):
+    def __init__(self, tool, name, round_number, args, results, variables=()):
         self.tool, self.name, self.round, self.args, self.results = tool, name, round_number, args, results
         self.place = Place(args.work / f"{name}-{tool.name}-{round_number}")
-        self.env = tool.env(self.place)
+        self.env = {**tool.env(self.place), **dict(variables)}
         self.snapshots = 0
 
     def __enter__(self):
@@ -357,6 +360,9 @@ def snapshot_of_small(bench, small, number):
 def one(tool, name, round_number, args, results):
     """Measures one program on one set; what fails is recorded and does not stop the others."""
     try:
+        if name == "remote":
+            return remote.measure(lambda variables: Bench(tool, name, round_number, args, results, variables), tool,
+                                  args.dir, args.work)
         with Bench(tool, name, round_number, args, results) as bench:
             if name == "mount":
                 measure_mount(bench, args.dir)
@@ -423,6 +429,8 @@ def measurable(tool, name, args):
     """What is neither bygone nor a peer only mounts; many is bygone's alone unless tools are named."""
     if name == "huge":
         return tool.name == "bygone"
+    if name == "remote":
+        return tool.name in ("bygone", "restic")
     if name == "many":
         return tool.name == "bygone" or (bool(args.tools) and tool.name in PEERS)
     return name == "mount" or tool.name == "bygone" or tool.is_peer
@@ -443,7 +451,7 @@ def add_arguments(parser):
     """The arguments of `bench run`."""
     parser.add_argument("--dir", type=Path, default=DEFAULT_DIR, help="where the data is (default %(default)s)")
     parser.add_argument("--only", type=names(ALL), help=f"only these sets, comma-separated: {', '.join(ALL)}"
-                        " (default: all but many and huge)")
+                        " (default: all but many, huge and remote)")
     parser.add_argument("--tools", type=names(tuple(BY_NAME)),
                         help=f"only these, comma-separated: {', '.join(BY_NAME)} (default: all that are there)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default %(default)s)")

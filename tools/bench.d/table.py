@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 from statistics import median
 
+import remote
 from common import Failure
 from programs import BY_NAME, PEERS
 
 TITLES = {"source": "source tree", "dump": "SQL dump", "image": "disk image", "mount": "mount, cold",
-          "many": "1,000,000 files, 1,000 snapshots", "huge": "10,000,000 blobs, 1,000 snapshots"}
+          "many": "1,000,000 files, 1,000 snapshots", "huge": "10,000,000 blobs, 1,000 snapshots", "remote": "remote store"}
 
 
 class Medians:
@@ -138,6 +139,17 @@ ROWS = [
         ("mounted-cold-index", "peak_mib")),
     Row("huge", "mount ready with a local index, s (own MiB)", "mounted-warm-index", "ready_s",
         ("mounted-warm-index", "resident_mib")),
+    *(Row("remote", f"{way}, {TITLES[name]}: {text}, s (requests)", f"{way}-{name}-{step}", "wall_s",
+          (f"{way}-{name}-{step}", "requests"))
+      for way in remote.WAYS for name in remote.DATA
+      for text, step in (("first backup", "first"), ("nothing changed", "unchanged"),
+                         ("nothing changed, empty cache", "unchanged-empty-cache"))),
+    *(Row("remote", f"{TITLES[name]}: restore through a proxy{text}, s", f"restore-{name}-{step}", "wall_s")
+      for name in remote.DATA for text, step in (("", "near"), (" that adds 30 ms", "far"))),
+    Row("remote", "30 ms away: mount to first ls, s (round trips)", "far-ls", "ready_s", ("far-ls", "round_trips")),
+    Row("remote", "30 ms away: dump in order, MiB/s", "far-read-dump", "mib_per_s", None, True),
+    Row("remote", "30 ms away: cp -a of 10,000 small files, files/s", "far-copy", "files_per_s", None, True),
+    Row("remote", "2 % of requests fail: requests (retries)", "faults", "requests", ("faults", "retries")),
 ]
 
 
@@ -171,7 +183,7 @@ class Goal:
         word = "at most" if self.at_most is not None else "at least"
         own = self.own(medians)
         base, who = self.of(medians) if self.of else (1, "")
-        needed = f"{word} {limit}{self.unit}" + (f"x {who or 'the best peer'}" if self.of else "")
+        needed = f"{word} {limit:.4g}{self.unit}" + (f"x {who or 'the best peer'}" if self.of else "")
         if own is None or not base:
             return self.text, needed, "–", "not measured"
         reached = own / base
@@ -240,6 +252,44 @@ def own_restore_rate(medians):
     return (mib / wall if wall else None), "bygone's restore"
 
 
+def remote_goals():
+    """What a store behind a network may cost."""
+    title = TITLES["remote"]
+    backups = [f"{way}-{name}" for way in remote.WAYS for name in remote.DATA]
+    for step in (f"{backup}-first" for backup in backups):
+        text = f"{title}: {step.replace('-', ', ')} backup"
+        yield Goal(f"{text}, wall", own("remote", step, "wall_s"), 0.6, of=restic("remote", step, "wall_s"))
+        yield Goal(f"{text}, requests", own("remote", step, "requests"), 1, of=restic("remote", step, "requests"))
+        yield Goal(f"{text}, requests", own("remote", step, "requests"), 1,
+                   of=lambda medians, step=step: (medians.get("remote", step, "bygone", "budget"),
+                                                  "(bytes / pack size) x 1.2 + 20"))
+    for text, step, most in (("warm cache", "unchanged", 5), ("empty cache", "unchanged-empty-cache", 20)):
+        yield Goal(f"{title}: nothing changed, {text}",
+                   own_worst("remote", [f"{backup}-{step}" for backup in backups], "requests"), most, unit=" requests")
+    yield Goal(f"{title}, 30 ms away: dump in order", own("remote", "far-read-dump", "mib_per_s"),
+               at_least=150e6 / (1 << 20), unit=" MiB/s")
+    yield Goal(f"{title}, 30 ms away: cp -a of small files", own("remote", "far-copy", "files_per_s"), at_least=2000,
+               unit=" files/s")
+    yield Goal(f"{title}, 30 ms away: mount to first ls", own("remote", "far-ls", "round_trips"), 5,
+               unit=" round trips")
+    for name in remote.DATA:
+        yield Goal(f"{title}, 30 ms away: restore of the {TITLES[name]}, wall",
+                   own("remote", f"restore-{name}-far", "wall_s"), round(1 / 0.7, 3),
+                   of=lambda medians, name=name: (medians.get("remote", f"restore-{name}-near", "bygone", "wall_s"),
+                                                  "without the delay"))
+    yield Goal(f"{title}, 2 % of requests fail: requests", own("remote", "faults", "requests"),
+               at_least=remote.FAULTY_REQUESTS)
+    yield Goal(f"{title}, 2 % of requests fail: lines shown", own("remote", "faults", "shown"), 0)
+    yield Goal(f"{title}: backup, peak memory",
+               own_worst("remote", [f"{backup}-{step}" for backup in backups
+                                    for step in ("first", "unchanged", "unchanged-empty-cache")], "peak_mib"), 200,
+               unit=" MiB")
+    yield Goal(f"{title}: restore and mount, peak memory",
+               own_worst("remote", ["far-read-dump", "far-copy", "restore-faults",
+                                    *(f"restore-{name}-{step}" for name in remote.DATA for step in ("near", "far"))],
+                         "peak_mib"), 300, unit=" MiB")
+
+
 def goals():
     """All goals, in the order of a backup's life."""
     for name, wall, size, restore in (("source", 0.7, 0.9, 0.6), ("dump", 0.6, 0.95, 0.6), ("image", 0.4, 1.0, 0.4)):
@@ -274,6 +324,7 @@ def goals():
     yield Goal(f"{huge}: mount ready with a local index", own("huge", "mounted-warm-index", "ready_s"), 0.2, unit=" s")
     yield Goal(f"{huge}: memory of an idle mount", own("huge", "mounted-warm-index", "resident_mib"), 40, unit=" MiB")
     yield Goal(f"{huge}: cpu of an idle mount in 5 s", own("huge", "mounted-warm-index", "idle_cpu_s"), 0, unit=" s")
+    yield from remote_goals()
     yield Goal(f"{many}: mount ready with a local index", own("many", "mounted-warm-index", "ready_s"), 1, unit=" s")
 
 

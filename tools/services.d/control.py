@@ -7,7 +7,7 @@ usage: tools/services [--state DIR] VERB
                       source; what runs is left as it is, and two starts at once share one set of servers
   env WAY             print what a client needs: tempauth, s3, keystone, application-credential, ec2 or mariadb
   facts               print everything about them, as JSON
-  stop [PROCESS...]   end them, or only the processes named
+  stop [PROCESS...]   end them, or only the processes named, which `restart` brings back
   signal NAME PROCESS...   send a signal: STOP makes a server hang, CONT lets it go on, KILL is a crash
   restart PROCESS...  start a process that ended as it was before
   catch-up            what Swift could not do while one of its servers was away is done now: listings are right again
@@ -41,7 +41,7 @@ CLIENT_VARIABLES = [
     "OS_PROJECT_NAME", "OS_PROJECT_ID", "OS_USER_DOMAIN_NAME", "OS_PROJECT_DOMAIN_NAME", "OS_REGION_NAME",
     "OS_IDENTITY_API_VERSION", "OS_INTERFACE", "OS_APPLICATION_CREDENTIAL_ID", "OS_APPLICATION_CREDENTIAL_SECRET",
     "OS_STORAGE_URL", "OS_AUTH_TOKEN", "OS_CLOUD", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE",
+    "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_CA_BUNDLE", "OS_CACERT",
 ]
 
 
@@ -57,6 +57,8 @@ def arguments():
                        help="stop everything and remove the directory when this process has ended")
     start.add_argument("--token-life", type=int, default=3600, metavar="SECONDS",
                        help="how long tokens of Keystone and of Swift's own accounts are good")
+    start.add_argument("--tls", action="store_true",
+                       help="Swift's proxy speaks TLS, with a certificate of an authority that nobody knows")
     start.add_argument("--replicas", type=int, default=1, help="copies that Swift keeps of everything")
     verbs.add_parser("env").add_argument("way", choices=sorted(ways({})))
     verbs.add_parser("facts")
@@ -77,8 +79,11 @@ def ways(facts):
     cloud = {"OS_AUTH_URL": identity.get("url"), "OS_IDENTITY_API_VERSION": "3",
              "OS_REGION_NAME": identity.get("region")}
     s3 = {"AWS_ENDPOINT_URL": swift.get("url"), "AWS_REGION": swift.get("region")}
+    # Only where there is one to name: a way is complete when none of its variables is missing.
+    own = {"OS_CACERT": swift["authority"]} if swift.get("authority") else {}
+    s3 |= {"AWS_CA_BUNDLE": path for path in own.values()}
     return {
-        "tempauth": {"ST_AUTH": swift.get("auth"), "ST_USER": swift.get("user"), "ST_KEY": swift.get("key")},
+        "tempauth": {"ST_AUTH": swift.get("auth"), "ST_USER": swift.get("user"), "ST_KEY": swift.get("key"), **own},
         "s3": {**s3, "AWS_ACCESS_KEY_ID": swift.get("user"), "AWS_SECRET_ACCESS_KEY": swift.get("key")},
         "keystone": {**cloud, "OS_USERNAME": identity.get("user"), "OS_PASSWORD": identity.get("password"),
                      "OS_PROJECT_NAME": identity.get("project"), "OS_USER_DOMAIN_NAME": identity.get("domain"),
@@ -184,7 +189,10 @@ def main():
         print(json.dumps(all_facts(state), indent=1))
     elif args.verb == "stop":
         with state.locked():
-            stop(state, args.processes or state.names())
+            for process in args.processes:
+                state.end(process, forget=False)
+            if not args.processes:
+                stop(state, state.names())
     elif args.verb == "catch-up":
         service_swift.catch_up(state)
     elif args.verb == "keep":

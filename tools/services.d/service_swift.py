@@ -25,7 +25,7 @@ SERVE = Path(__file__).with_name("serve_swift.py")
 def check_installed():
     """Fails where the packages are missing."""
     missing = [] if importlib.util.find_spec("swift") else ["python3-swift"]
-    missing += [] if shutil.which("memcached") else ["memcached"]
+    missing += [program for program in ("memcached", "openssl") if not shutil.which(program)]
     if missing:
         raise Missing("swift", missing)
 
@@ -51,6 +51,7 @@ def start(state, args):
     })
     for kind in ("account", "container", "object"):
         write(etc / f"{kind}.conf", storage_server(state, kind))
+    authority = make_certificates(etc) if args.tls else None
     write(etc / "proxy.conf", proxy_server(state, args))
     write_rings(state, etc, args.replicas)
 
@@ -59,9 +60,9 @@ def start(state, args):
     for kind in ("account", "container", "object", "proxy"):
         state.spawn(kind, [sys.executable, "-B", SERVE, kind, etc / f"{kind}.conf"])
     wait(state)
-    url = f"http://{HOST}:{state.port('proxy')}"
+    url = proxy_url(state)
     return {
-        "url": url, "region": REGION, "auth": f"{url}/auth/v1.0", "user": "test:tester", "key": "testing",
+        "url": url, "authority": authority and str(authority), "region": REGION, "auth": f"{url}/auth/v1.0", "user": "test:tester", "key": "testing",
         # The same account without its rights, for access lists; an account of its own; the one who may do everything.
         "guest_user": "test:guest", "guest_key": "guesting",
         "other_user": "other:tester", "other_key": "testing",
@@ -71,11 +72,34 @@ def start(state, args):
     }
 
 
+def proxy_url(state):
+    """Where clients find the proxy."""
+    tls = "cert_file" in (state.path / "swift" / "proxy.conf").read_text()
+    return f"{'https' if tls else 'http'}://{HOST}:{state.port('proxy')}"
+
+
 def wait(state):
     """Waits until every server answers."""
-    for kind in ("account", "container", "object", "proxy"):
-        url = f"http://{HOST}:{state.port(kind)}/healthcheck"
-        state.wait([kind, "memcached"], f"Swift's {kind} server", lambda url=url: answers(url))
+    urls = {kind: f"http://{HOST}:{state.port(kind)}" for kind in ("account", "container", "object")}
+    for kind, url in {**urls, "proxy": proxy_url(state)}.items():
+        state.wait([kind, "memcached"], f"Swift's {kind} server", lambda url=url: answers(f"{url}/healthcheck"))
+
+
+def make_certificates(etc):
+    """A certificate for the proxy and the authority that signed it, whom nobody trusts by themselves; returns the
+    authority's file."""
+    authority, key = etc / "authority.pem", etc / "authority.key"
+    request, extensions = etc / "proxy.csr", etc / "extensions"
+    extensions.write_text(f"subjectAltName = IP:{HOST}\nbasicConstraints = CA:FALSE\n")
+    new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    for argv in ([*new, "-x509", "-days", "30", "-subj", "/CN=authority", "-keyout", key, "-out", authority],
+                 [*new, "-subj", "/CN=proxy", "-keyout", etc / "proxy.key", "-out", request],
+                 ["openssl", "x509", "-req", "-days", "30", "-in", request, "-CA", authority, "-CAkey", key,
+                  "-CAcreateserial", "-extfile", extensions, "-out", etc / "proxy.pem"]):
+        done = subprocess.run(argv, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            raise Failure(f"openssl: {done.stderr[-1000:]}")
+    return authority
 
 
 def catch_up(state):
@@ -134,8 +158,9 @@ def proxy_server(state, args):
     pipeline = ["catch_errors", "gatekeeper", "healthcheck", "proxy-logging", "cache", "listing_formats", "bulk",
                 "tempurl", *auth, "copy", "container-quotas", "account-quotas", "slo", "dlo", "versioned_writes", "symlink",
                 "proxy-logging", "proxy-server"]
+    tls = {"cert_file": state.path / "swift" / "proxy.pem", "key_file": state.path / "swift" / "proxy.key"}
     sections = {
-        "DEFAULT": common(state, "proxy"),
+        "DEFAULT": {**common(state, "proxy"), **(tls if args.tls else {})},
         "pipeline:main": {"pipeline": " ".join(pipeline)},
         # There is one device: an error must not put it out of use for a minute.
         "app:proxy-server": egg("proxy", account_autocreate="true", allow_account_management="true",

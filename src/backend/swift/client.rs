@@ -118,8 +118,13 @@ impl Swift {
             416 => (FailureKind::Truncated, "the object ends before the range (416)".to_owned()),
             422 => (FailureKind::Transient, "the bytes were damaged on their way (422)".to_owned()),
             408 | 429 | 498 | 499 | 500..=599 => {
-                let full = if status.as_u16() == 507 { ", its disks are full" } else { "" };
-                (FailureKind::Transient, format!("the store is busy or broken ({status}{full})"))
+                // A proxy does not tell that the disks behind it are full: to it they are just not there.
+                let why = match status.as_u16() {
+                    503 => "busy, broken or full",
+                    507 => "full",
+                    _ => "busy or broken",
+                };
+                (FailureKind::Transient, format!("the store is {why} ({status})"))
             }
             _ => (FailureKind::Other, format!("the store answered {status}")),
         };
