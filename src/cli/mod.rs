@@ -356,10 +356,19 @@ impl Global {
         self.open_with(&self.open_options(), true)
     }
 
+    /// As [`Global::open_repository`], to keep at most `len` bytes of decoded data in memory.
+    pub fn open_repository_with_cache(&self, len: u64) -> Result<Arc<Repository>> {
+        self.open_with(&self.options_with_cache(len), false)
+    }
+
     /// As [`Global::open_snapshots`], to keep at most `len` bytes of decoded data in memory.
     pub fn open_snapshots_with_cache(&self, len: u64) -> Result<Arc<Repository>> {
+        self.open_with(&self.options_with_cache(len), true)
+    }
+
+    fn options_with_cache(&self, len: u64) -> OpenOptions {
         let segment_cache_len = usize::try_from(len).unwrap_or(usize::MAX).max(1);
-        self.open_with(&OpenOptions { segment_cache_len, ..self.open_options() }, true)
+        OpenOptions { segment_cache_len, ..self.open_options() }
     }
 
     fn open_with(&self, options: &OpenOptions, snapshots_soon: bool) -> Result<Arc<Repository>> {

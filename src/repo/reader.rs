@@ -34,8 +34,8 @@ pub(super) struct OpenPack {
     name: ObjectName,
     cipher: ObjectCipher,
     table: SegmentTable,
-    /// Whether trees or lists lie in it.
-    is_metadata: AtomicBool,
+    /// Whether what lies in it is read again and again: trees, lists, deltas.
+    is_reused: AtomicBool,
 }
 
 /// A decoded segment.
@@ -286,7 +286,9 @@ impl Repository {
 
     /// The bytes at `location`: a blob, or a delta.
     pub(super) fn blob_at(&self, kind: BlobKind, location: &Location) -> Result<Blob> {
-        let pack = self.open_pack_of(kind, location.pack)?;
+        // Deltas are few, and read again with every snapshot that has them.
+        let reuse = if kind == BlobKind::Data && !location.is_delta { Reuse::Seldom } else { Reuse::Often };
+        let pack = self.open_pack_reused(location.pack, reuse)?;
         let (first, at) = pack.place(location.offset, location.len)?;
         let len = location.len as usize;
         if at + len <= pack.table.segment_plain_len(first) {
@@ -473,12 +475,11 @@ impl Repository {
         })
     }
 
-    /// As [`Repository::open_pack`], for a blob of `kind`.
-    fn open_pack_of(&self, kind: BlobKind, number: PackNumber) -> Result<Arc<OpenPack>> {
-        let reuse = if kind == BlobKind::Data { Reuse::Seldom } else { Reuse::Often };
+    /// As [`Repository::open_pack`], for what is read as often as `reuse` says.
+    fn open_pack_reused(&self, number: PackNumber, reuse: Reuse) -> Result<Arc<OpenPack>> {
         let pack = self.open_pack_for(number, reuse)?;
         if reuse == Reuse::Often {
-            pack.is_metadata.store(true, Ordering::Relaxed);
+            pack.is_reused.store(true, Ordering::Relaxed);
         }
         Ok(pack)
     }
@@ -662,13 +663,13 @@ impl Repository {
         } else {
             Vec::new()
         };
-        Ok((OpenPack { name, cipher, table, is_metadata: AtomicBool::new(false) }, blobs))
+        Ok((OpenPack { name, cipher, table, is_reused: AtomicBool::new(false) }, blobs))
     }
 }
 
 impl OpenPack {
     fn reuse(&self) -> Reuse {
-        if self.is_metadata.load(Ordering::Relaxed) { Reuse::Often } else { Reuse::Seldom }
+        if self.is_reused.load(Ordering::Relaxed) { Reuse::Often } else { Reuse::Seldom }
     }
 
     fn open_segment(&self, index: usize, sealed: &mut [u8], decompressor: &mut Decompressor) -> Result<Vec<u8>> {

@@ -128,7 +128,7 @@ struct Pack {
 struct Finished {
     bytes: Vec<u8>,
     blobs: Vec<PackedBlob>,
-    is_metadata: bool,
+    reuse: Reuse,
 }
 
 /// Compresses `plain` at a level; the last argument says whether to verify it.
@@ -199,9 +199,8 @@ impl Writer {
             let work = move || {
                 loop {
                     let next = to_upload.lock().expect("no panic while held").recv();
-                    let Ok(Finished { bytes, blobs, is_metadata }) = next else { return };
+                    let Ok(Finished { bytes, blobs, reuse }) = next else { return };
                     let (id, len) = (ObjectId::of(&bytes), bytes.len() as u64);
-                    let reuse = if is_metadata { Reuse::Often } else { Reuse::Seldom };
                     let put = repo.backend.put_vec(ObjectName::new(ObjectKind::Pack, id), bytes, reuse);
                     let failed = put.is_err();
                     let stored = IndexedPack { id, len, blobs };
@@ -585,8 +584,8 @@ impl Pack {
         self.stored.extend_from_slice(&sealed_blobs);
         self.stored.extend_from_slice(&sealed_segments);
         self.stored.extend(self.sealer.seal(FOOTER_UNIT, FOOTER_PLAIN_LEN, footer.encode().to_vec()));
-        let is_metadata = self.slot == Slot::Metadata;
-        Ok(Finished { bytes: self.stored, blobs: self.blobs, is_metadata })
+        let reuse = if self.slot == Slot::Data { Reuse::Seldom } else { Reuse::Often };
+        Ok(Finished { bytes: self.stored, blobs: self.blobs, reuse })
     }
 }
 
