@@ -1,7 +1,8 @@
 """Measures the programs on the same data in one run, in interleaved rounds; everything it makes is removed again.
 
 Sets: source, dump and image back up day 1, back up again with nothing changed, back up day 2, restore it, compare it,
-and read everything back for a check. mount backs up all three, mounts the snapshot and reads it, each time from a fresh
+and read everything back for a check. nights backs up the dump of eight days one after the other, and reads and restores
+the last beside a copy of it that is stored whole. mount backs up all three, mounts the snapshot and reads it, each time from a fresh
 mount with the kernel's name and attribute caches dropped. Beside them the kernel's squashfs, the source itself (tmpfs)
 and two file systems that have every answer ready, of nothing (null) or of the source (pass), show the limits. many is a repository
 of 1,000 small snapshots and a tree of 1,000,000 small files (for bygone alone, unless --tools says otherwise). huge is
@@ -19,18 +20,20 @@ from pathlib import Path
 
 import meter
 import remote
+import sqldump
 from common import DEFAULT_DIR, MIB, Failure, end_group, prefer, remove, run, say, start, tail, unmount
 from data import SETS, Stage, live, parked
 from programs import BY_NAME, PEERS, PROJECT, Place
 
-ALL = (*SETS, "mount", "many", "huge", "remote")
+ALL = (*SETS, "nights", "mount", "many", "huge", "remote")
 TIMEOUT = 1800
 MOUNT_LIMIT = 90
 RANDOM_READS, RANDOM_LIMIT = 20_000, 20
 MANY_FILES, MANY_SNAPSHOTS, MANY_DIRS = 1_000_000, 1_000, 100
-NEEDED_MIB = {"source": 2048, "dump": 1536, "image": 5120, "mount": 2560, "many": 2048, "huge": 3072, "remote": 4096}
+NEEDED_MIB = {"source": 2048, "dump": 1536, "image": 5120, "mount": 2560, "nights": 4096, "many": 2048, "huge": 3072, "remote": 4096}
 HUGE = PROJECT / "target/release/examples/huge"
 HUGE_BLOBS, HUGE_SNAPSHOTS = 10_000_000, 1_000
+DAYS = 8
 
 
 class Results:
@@ -131,6 +134,61 @@ def measure_backups(bench, root):
     check = bench.tool.check(bench.place)
     if check:
         bench.add("check", bench.timed(check))
+
+
+def measure_nights(bench, args):
+    """The dump of eight days: what each adds; the last, mostly differences from the first, read beside one stored whole."""
+    days = nights(args.many_dir / "bygone-bench-nights")
+    path = args.dir / "live" / "nights"
+    path.mkdir(parents=True, exist_ok=True)
+    shown = path / "nova.sql"
+    shown.touch()
+    before = 0
+    try:
+        for day, dump in enumerate(days, start=1):
+            run(["mount", "--bind", dump, shown])
+            size = 0
+            try:
+                figures = bench.backup(path)
+                size = meter.size(bench.place.repo)["repo_mib"]
+                bench.add(f"day-{day}", {**figures, "added_mib": round(size - before, 2)})
+                if day == len(days):
+                    read_night(bench, "deltas", path, dump, args.dir)
+            finally:
+                unmount(shown)
+            before = size
+        if bench.tool.name != "bygone":
+            return
+        run(["mount", "--bind", days[-1], shown])
+        with Bench(bench.tool, "nights-whole", bench.round, args, bench.results) as whole:
+            whole.name = bench.name
+            whole.backup(path)
+            read_night(whole, "whole", path, days[-1], args.dir)
+    finally:
+        unmount(shown)
+
+
+def read_night(bench, how, path, dump, root):
+    """Copies the newest dump off a mount and restores it."""
+    if bench.tool.name != "bygone":
+        return
+    bench.restore(f"restore-{how}", path, dump)
+    with bench.mounted() as mount:
+        at = mount.begin(path, root)
+        bench.add(f"read-{how}", meter.read_file(at / "nova.sql", data_mib(dump), MOUNT_LIMIT))
+
+
+def nights(home):
+    """The dumps of eight days, made once."""
+    days = [home / f"day-{day}.sql" for day in range(1, DAYS + 1)]
+    if not all(day.exists() for day in days):
+        say(f"the dump of {DAYS} days, in {home}")
+        home.mkdir(parents=True, exist_ok=True)
+        fresh = [day.with_suffix(".new") for day in days]
+        sqldump.write(*fresh)
+        for new, day in zip(fresh, days):
+            new.rename(day)
+    return days
 
 
 class Mounted:
@@ -370,6 +428,8 @@ def one(tool, name, round_number, args, results):
                 measure_many(bench, args.dir)
             elif name == "huge":
                 measure_huge(bench)
+            elif name == "nights":
+                measure_nights(bench, args)
             else:
                 measure_backups(bench, args.dir)
     except (Failure, OSError, subprocess.SubprocessError) as failure:
@@ -429,6 +489,8 @@ def measurable(tool, name, args):
     """What is neither bygone nor a peer only mounts; many is bygone's alone unless tools are named."""
     if name == "huge":
         return tool.name == "bygone"
+    if name == "nights":
+        return tool.name == "bygone" or (bool(args.tools) and tool.name in PEERS)
     if name == "remote":
         return tool.name in ("bygone", "restic")
     if name == "many":
@@ -451,7 +513,7 @@ def add_arguments(parser):
     """The arguments of `bench run`."""
     parser.add_argument("--dir", type=Path, default=DEFAULT_DIR, help="where the data is (default %(default)s)")
     parser.add_argument("--only", type=names(ALL), help=f"only these sets, comma-separated: {', '.join(ALL)}"
-                        " (default: all but many, huge and remote)")
+                        " (default: source, dump, image, mount)")
     parser.add_argument("--tools", type=names(tuple(BY_NAME)),
                         help=f"only these, comma-separated: {', '.join(BY_NAME)} (default: all that are there)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default %(default)s)")

@@ -10,7 +10,8 @@ from common import Failure
 from programs import BY_NAME, PEERS
 
 TITLES = {"source": "source tree", "dump": "SQL dump", "image": "disk image", "mount": "mount, cold",
-          "many": "1,000,000 files, 1,000 snapshots", "huge": "10,000,000 blobs, 1,000 snapshots", "remote": "remote store"}
+          "many": "1,000,000 files, 1,000 snapshots", "huge": "10,000,000 blobs, 1,000 snapshots", "remote": "remote store",
+          "nights": "nightly dump"}
 
 
 class Medians:
@@ -139,6 +140,8 @@ ROWS = [
         ("mounted-cold-index", "peak_mib")),
     Row("huge", "mount ready with a local index, s (own MiB)", "mounted-warm-index", "ready_s",
         ("mounted-warm-index", "resident_mib")),
+    *(Row("nights", f"day {day} adds, MiB", f"day-{day}", "added_mib") for day in range(2, 9)),
+    Row("nights", "backup of day 1, s", "day-1", "wall_s"), Row("nights", "backup of day 2, s", "day-2", "wall_s"),
     *(Row("remote", f"{way}, {TITLES[name]}: {text}, s (requests)", f"{way}-{name}-{step}", "wall_s",
           (f"{way}-{name}-{step}", "requests"))
       for way in remote.WAYS for name in remote.DATA
@@ -290,6 +293,38 @@ def remote_goals():
                          "peak_mib"), 300, unit=" MiB")
 
 
+def night_goals():
+    """What a night of a dump may cost where only what changed is stored."""
+    title = TITLES["nights"]
+    added = [own("nights", f"day-{day}", "added_mib") for day in range(2, 9)]
+
+    def together(medians):
+        values = [day(medians) for day in added]
+        return None if None in values else sum(values)
+
+    yield Goal(f"{title}: the second day adds", added[0], 6, unit=" MiB")
+    yield Goal(f"{title}: seven nights add", together, 40, unit=" MiB")
+    yield Goal(f"{title}: the second day's backup, wall", own("nights", "day-2", "wall_s"), 1.0,
+               of=of_tool("bygone", "nights", "day-1", "wall_s"))
+    yield Goal(f"{title}: backup, peak memory", own_worst("nights", [f"day-{day}" for day in range(1, 9)], "peak_mib"),
+               200, unit=" MiB")
+    yield Goal(f"{title}: the eighth day off the mount, to one stored whole", own("nights", "read-deltas", "mib_per_s"),
+               at_least=0.6, of=of_tool("bygone", "nights", "read-whole", "mib_per_s"))
+    yield Goal(f"{title}: restore of the eighth day, to one stored whole", own("nights", "restore-deltas", "wall_s"), 1.5,
+               of=of_tool("bygone", "nights", "restore-whole", "wall_s"))
+    for name, most in (("source", 0.6), ("image", 0.85)):
+        yield Goal(f"{TITLES[name]}: the next day adds", grown(name, "bygone"), most,
+                   of=lambda medians, name=name: (grown(name, "restic")(medians), "restic"))
+
+
+def grown(name, tool):
+    """By how much the second day's backup made the repository larger, in MiB."""
+    def difference(medians):
+        both, first = (medians.get(name, step, tool, "repo_mib") for step in ("next", "first"))
+        return None if None in (both, first) else both - first
+    return difference
+
+
 def goals():
     """All goals, in the order of a backup's life."""
     for name, wall, size, restore in (("source", 0.7, 0.9, 0.6), ("dump", 0.6, 0.95, 0.6), ("image", 0.4, 1.0, 0.4)):
@@ -314,6 +349,7 @@ def goals():
                    of=restic("mount", step, figure))
     yield Goal("mount, cold: every file of the tree, to our own restore", own("mount", "read-files", "mib_per_s"),
                at_least=0.3, of=own_restore_rate)
+    yield from night_goals()
     yield from limit_goals()
     many = TITLES["many"]
     for text, *steps in (("backup", "snapshots", "first", "unchanged"),
