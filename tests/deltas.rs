@@ -34,7 +34,7 @@ pub fn dump(night: u64, rows: u64) -> Vec<u8> {
         if (1..=night).any(|night| dice(night) == 7 && number % 5 == 0) {
             continue;
         }
-        row(number, (1..=night).filter(|night| dice(*night) < 3).last().unwrap_or(0));
+        row(number, (1..=night).rfind(|night| dice(*night) < 3).unwrap_or(0));
         if (1..=night).any(|night| dice(night) == 9 && number % 4 == 0) {
             row(number + 1_000_000, 0);
         }
@@ -47,12 +47,11 @@ fn pages(night: u64, count: u64) -> Vec<u8> {
     let mut out = Vec::new();
     for page in 0..count {
         let start = out.len();
-        let last = (1..=night).filter(|night| (page * 31 + night) % 3 != 0).last().unwrap_or(0);
+        let last = (1..=night).rfind(|night| (page * 31 + night) % 3 != 0).unwrap_or(0);
         out.extend_from_slice(&(last * 1_000_003 + page).to_be_bytes());
         out.extend_from_slice(&page.to_le_bytes());
         for row in 0..120 {
-            let version =
-                (1..=night).filter(|night| (page * 120 + row + night * 17).is_multiple_of(499)).last().unwrap_or(0);
+            let version = (1..=night).rfind(|night| (page * 120 + row + night * 17).is_multiple_of(499)).unwrap_or(0);
             out.extend_from_slice(&(page * 120 + row).to_be_bytes());
             out.extend_from_slice(format!("user-{}@example.com\0", page * 120 + row).as_bytes());
             out.extend_from_slice(&noise(page * 120 + row + (version << 32), 40));

@@ -93,8 +93,11 @@ fn decrypt(key: &[u8; 32], nonce: [u8; 12], aad: &[u8], sealed: &[u8]) -> Vec<u8
     cipher.decrypt(&nonce.into(), Payload { msg: sealed, aad }).expect("authentic")
 }
 
+/// Id and length of what a delta copies from.
+type Base = ([u8; 20], usize);
+
 /// DELTAS: the bases of a delta, and what it makes of their bytes laid end to end.
-pub fn delta(stored: &[u8]) -> (Vec<([u8; 20], usize)>, impl FnOnce(&[u8]) -> Vec<u8> + use<'_>) {
+pub fn delta(stored: &[u8]) -> (Vec<Base>, impl FnOnce(&[u8]) -> Vec<u8> + use<'_>) {
     let mut input = Input(stored);
     let count = input.varint();
     assert!((1..=16).contains(&count));
