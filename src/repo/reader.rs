@@ -163,14 +163,17 @@ impl Repository {
     }
 
     /// Runs `read` on the place of a blob. If that fails because the local index has changed since it was checked, the
-    /// index is repaired; if the pack is gone or cut short, another pack that holds the blob is looked for: a backup made
+    /// index is repaired; if no index knows the blob, it may have come with a snapshot after the index was listed; if the pack is gone or cut short, another pack that holds the blob is looked for: a backup made
     /// since has stored it again, or a pack that was out of reach is back.
     fn read_at<T>(&self, kind: BlobKind, id: &BlobId, mut read: impl FnMut(Location) -> Result<T>) -> Result<T> {
-        let mut looked_elsewhere = false;
+        let (mut looked_elsewhere, mut refreshed) = (false, false);
         loop {
             let outcome = self.locate_or_fail(kind, id).and_then(&mut read);
             let Err(error) = outcome else { return outcome };
             if self.index.recheck(id).is_err() {
+                self.refresh()?;
+            } else if !refreshed && error.is_missing_blob() && self.index_may_be_old() {
+                refreshed = true;
                 self.refresh()?;
             } else if !looked_elsewhere && (error.is_lost() || error.is_missing_blob() && self.index.hides_packs()) {
                 looked_elsewhere = true;
@@ -231,6 +234,16 @@ impl Repository {
         self.index.restrict_to(|pack| present.binary_search(&(pack.id, pack.len)).is_ok());
         *self.packs_listed.lock().expect("no panic while held") = Some(Instant::now());
         Ok(())
+    }
+
+    /// Whether the index was not listed a moment ago for the sake of a missing blob: a reader of many lists it once.
+    fn index_may_be_old(&self) -> bool {
+        let mut listed = self.index_listed.lock().expect("no panic while held");
+        let is_old = listed.is_none_or(|listed| listed.elapsed() >= PACKS_LISTED_FOR);
+        if is_old {
+            *listed = Some(Instant::now());
+        }
+        is_old
     }
 
     /// As [`Repository::hide_lost_packs`], unless that was done a moment ago: a reader of many lost blobs lists packs once.
