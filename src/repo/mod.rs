@@ -252,6 +252,8 @@ pub struct Repository {
     key_in_use: ObjectId,
     /// Snapshots that were listed when the repository was opened, until somebody asks for them.
     snapshots_listed: Mutex<Option<Vec<ObjectId>>>,
+    /// When the index was listed last because it lacked a blob.
+    index_listed: Mutex<Option<Instant>>,
     /// When the packs were listed last.
     packs_listed: Mutex<Option<Instant>>,
     /// Where this repository's local index and caches live, if they do.
@@ -338,7 +340,8 @@ impl Repository {
         let index = Index::open(cache_dir.as_deref(), id, &source)?;
         let len = if options.segment_cache_len == 0 { SEGMENT_CACHE_LEN_DEFAULT } else { options.segment_cache_len };
         let cache = SegmentCache::new(len);
-        let (packs_listed, snapshots_listed) = (Mutex::new(None), Mutex::new(snapshots));
+        let (index_listed, packs_listed, snapshots_listed) =
+            (Mutex::default(), Mutex::default(), Mutex::new(snapshots));
         let chunks = config.chunks;
         Ok(Arc::new(Repository {
             backend,
@@ -349,6 +352,7 @@ impl Repository {
             cache,
             key_in_use,
             snapshots_listed,
+            index_listed,
             packs_listed,
             cache_dir,
             damaged,
@@ -674,8 +678,7 @@ fn survey(backend: &dyn Backend, snapshots_soon: bool) -> Result<(Vec<u8>, Surve
     }
     std::thread::scope(|scope| {
         let surveyed = scope.spawn(look);
-        // A snapshot that comes between the two listings is told by blobs that no index knows, as in a mount that runs
-        // for days: the index is then listed again.
+        // A snapshot that comes between the two listings has blobs that no index knows: the index is then listed again.
         let snapshots = snapshots_soon.then(|| scope.spawn(|| list(backend, ObjectKind::Snapshot)));
         let stored = read_config(backend)?;
         let mut surveyed = surveyed.join().expect("listing does not panic")?;
@@ -851,6 +854,22 @@ mod tests {
         let again = Repository::open(store.clone(), b"pw", &OpenOptions::default()).expect("opens");
         check_blobs(&again, &blobs);
         assert!(matches!(Repository::open(store, b"other", &OpenOptions::default()), Err(Error::WrongPassword { .. })));
+    }
+
+    #[test]
+    fn blobs_that_came_after_the_index_was_listed_are_found_and_missing_ones_list_it_once() {
+        use crate::backend::count::{Count, Request, Requests};
+        let requests = Arc::new(Requests::default());
+        let store = Arc::new(Count::new(Memory::new(), requests.clone()));
+        let repo = Repository::init(store.clone(), b"pw", &OpenOptions::default()).expect("init");
+        let early = Repository::open(store, b"pw", &OpenOptions::default()).expect("opens");
+        check_blobs(&early, &fill(&repo, 0, 2 << 20));
+        let before = requests.count(Request::List);
+        for seed in 0..20 {
+            let id = repo.blob_id(BlobKind::Data, &ContentHash::of(&bytes(1_000_000 + seed, 10)));
+            assert!(matches!(early.blob(BlobKind::Data, &id), Err(Error::MissingBlob { .. })));
+        }
+        assert_eq!(requests.count(Request::List), before, "listed a moment ago");
     }
 
     #[test]

@@ -168,16 +168,17 @@ impl Repository {
     }
 
     /// Runs `read` on the place of a blob. If that fails because the local index has changed since it was checked, the
-    /// index is repaired; if the pack is gone or cut short, another pack that holds the blob is looked for: a backup made
-    /// since has stored it again, or a pack that was out of reach is back. A delta that cannot be followed, because it or a
-    /// base is lost, is no reason to fail where the blob is stored plain as well.
+    /// index is repaired; if no index knows the blob, it may have come with a snapshot after the index was listed; if the
+    /// pack is gone or cut short, another pack that holds the blob is looked for: a backup made since has stored it again,
+    /// or a pack that was out of reach is back. A delta that cannot be followed, because it or a base is lost, is no reason
+    /// to fail where the blob is stored plain as well.
     pub(super) fn read_at<T>(
         &self,
         kind: BlobKind,
         id: &BlobId,
         mut read: impl FnMut(Location) -> Result<T>,
     ) -> Result<T> {
-        let mut looked_elsewhere = false;
+        let (mut looked_elsewhere, mut refreshed) = (false, false);
         let mut plain = None;
         loop {
             let location = plain.map_or_else(|| self.locate_or_fail(kind, id), Ok);
@@ -187,6 +188,9 @@ impl Repository {
             if self.index.recheck(id).is_err() {
                 self.refresh()?;
                 plain = None;
+            } else if !refreshed && error.is_missing_blob() && self.index_may_be_old() {
+                refreshed = true;
+                self.refresh()?;
             } else if !looked_elsewhere && (error.is_lost() || error.is_missing_blob() && self.index.hides_packs()) {
                 looked_elsewhere = true;
                 self.hide_lost_packs_again()?;
@@ -248,6 +252,16 @@ impl Repository {
         self.index.restrict_to(|pack| present.binary_search(&(pack.id, pack.len)).is_ok());
         *self.packs_listed.lock().expect("no panic while held") = Some(Instant::now());
         Ok(())
+    }
+
+    /// Whether the index was not listed a moment ago for the sake of a missing blob: a reader of many lists it once.
+    fn index_may_be_old(&self) -> bool {
+        let mut listed = self.index_listed.lock().expect("no panic while held");
+        let is_old = listed.is_none_or(|listed| listed.elapsed() >= PACKS_LISTED_FOR);
+        if is_old {
+            *listed = Some(Instant::now());
+        }
+        is_old
     }
 
     /// As [`Repository::hide_lost_packs`], unless that was done a moment ago: a reader of many lost blobs lists packs once.

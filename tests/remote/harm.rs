@@ -145,4 +145,5 @@ fn a_full_store_is_an_error_and_with_room_the_next_run_goes_on() {
     comes_back(&host);
     services.stop();
     drop(disk);
+    services.remove();
 }

@@ -71,9 +71,14 @@ impl Services {
         self.run(&["catch-up"]);
     }
 
-    /// Ends them before their owner does.
+    /// Ends them before their owner does; what they kept stays until [`Services::remove`].
     pub fn stop(&self) {
         self.run(&["stop"]);
+    }
+
+    /// Removes what servers that were stopped have left: whoever would have done it ended with them.
+    pub fn remove(self) {
+        std::fs::remove_dir_all(&self.state).unwrap();
     }
 
     fn command(&self, args: &[&str]) -> Command {
