@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::reader::PiecesAt;
 use super::{Blob, Error, Repository, Result};
 use crate::format::codec::DecodeError;
 use crate::format::delta::{Base, Delta, Piece, Step};
@@ -106,7 +107,7 @@ impl Repository {
     }
 
     fn read_pieces(&self, id: &BlobId, delta: &Delta<'_>, offset: u32, mut out: &mut [u8]) -> Result<()> {
-        let mut located = vec![None; delta.bases.len()];
+        let mut bases: Vec<Option<PiecesAt>> = delta.bases.iter().map(|_| None).collect();
         for piece in delta.pieces(offset, out.len() as u32) {
             let piece = piece.map_err(corrupt(id))?;
             match piece {
@@ -116,12 +117,12 @@ impl Repository {
                     out = tail;
                 }
                 Piece::Base { index, offset, len } => {
-                    let location = match located[index] {
-                        Some(location) => location,
-                        None => *located[index].insert(self.locate_base(&delta.bases[index])?),
+                    let base = match &mut bases[index] {
+                        Some(base) => base,
+                        slot => slot.insert(self.pieces_at(self.locate_base(&delta.bases[index])?)?),
                     };
                     let (head, tail) = out.split_at_mut(len as usize);
-                    self.copy_at(&location, offset, head)?;
+                    self.copy_piece(base, offset, head)?;
                     out = tail;
                 }
             }

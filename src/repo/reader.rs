@@ -38,6 +38,13 @@ pub(super) struct OpenPack {
     is_reused: AtomicBool,
 }
 
+/// Something in a pack that is read in many small pieces: its pack and the segment used last are at hand.
+pub(super) struct PiecesAt {
+    pack: Arc<OpenPack>,
+    location: Location,
+    held: Option<(usize, Segment)>,
+}
+
 /// A decoded segment.
 pub type Segment = Arc<Vec<u8>>;
 
@@ -330,9 +337,20 @@ impl Repository {
     }
 
     /// Fills `out` from `offset` of what is at `location`, which has that many bytes.
-    pub(super) fn copy_at(&self, location: &Location, offset: u32, out: &mut [u8]) -> Result<()> {
+    fn copy_at(&self, location: &Location, offset: u32, out: &mut [u8]) -> Result<()> {
         let pack = self.open_pack(location.pack)?;
         self.copy_from_pack(&pack, location.pack, location.offset.saturating_add(offset), out)
+    }
+
+    /// What is at `location`, to be read in many small pieces.
+    pub(super) fn pieces_at(&self, location: Location) -> Result<PiecesAt> {
+        Ok(PiecesAt { pack: self.open_pack(location.pack)?, location, held: None })
+    }
+
+    /// Fills `out` from `offset` of what `from` is, which has that many bytes.
+    pub(super) fn copy_piece(&self, from: &mut PiecesAt, offset: u32, out: &mut [u8]) -> Result<()> {
+        let PiecesAt { pack, location, held } = from;
+        self.copy_holding(pack, location.pack, location.offset.saturating_add(offset), out, held)
     }
 
     /// Decodes what `len` bytes from `offset` of the data blob `id` need, so that reading them finds it in memory.
@@ -388,13 +406,28 @@ impl Repository {
         (first..first + count).all(|index| self.segment_is_cached(location.pack, index as u32))
     }
 
-    fn copy_from_pack(&self, pack: &OpenPack, number: PackNumber, offset: u32, mut out: &mut [u8]) -> Result<()> {
+    fn copy_from_pack(&self, pack: &OpenPack, number: PackNumber, offset: u32, out: &mut [u8]) -> Result<()> {
+        self.copy_holding(pack, number, offset, out, &mut None)
+    }
+
+    /// As [`Repository::copy_from_pack`]; `held` is the segment that was used last, with its number.
+    fn copy_holding(
+        &self,
+        pack: &OpenPack,
+        number: PackNumber,
+        offset: u32,
+        mut out: &mut [u8],
+        held: &mut Option<(usize, Segment)>,
+    ) -> Result<()> {
         if out.is_empty() {
             return Ok(());
         }
         let (mut index, mut at) = pack.place(offset, out.len() as u32)?;
         while !out.is_empty() {
-            let segment = self.segment_of(pack, number, index)?;
+            let segment = match held {
+                Some((last, segment)) if *last == index => &*segment,
+                _ => &held.insert((index, self.segment_of(pack, number, index)?)).1,
+            };
             let len = out.len().min(segment.len() - at);
             let (head, tail) = out.split_at_mut(len);
             head.copy_from_slice(&segment[at..at + len]);

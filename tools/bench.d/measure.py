@@ -172,7 +172,7 @@ def read_night(bench, how, path, dump, root):
     """Copies the newest dump off a mount and restores it."""
     if bench.tool.name != "bygone":
         return
-    bench.restore(f"restore-{how}", path, dump)
+    bench.restore(f"restore-{how}", path, path / "nova.sql")
     with bench.mounted() as mount:
         at = mount.begin(path, root)
         bench.add(f"read-{how}", meter.read_file(at / "nova.sql", data_mib(dump), MOUNT_LIMIT))
