@@ -3,6 +3,7 @@
 //! A range of such a blob needs the segment that the delta lies in and those that the range's bytes lie in. Nothing is
 //! kept of a delta but its decoded segment: to follow its commands again costs less than to look something up.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::reader::PiecesAt;
@@ -130,9 +131,9 @@ impl Repository {
         Ok(())
     }
 
-    /// Calls `each` with every range of a base that `len` bytes from `offset` of a blob need, whose delta is at
-    /// `location`; all of the blob without a range.
-    fn for_each_base_range(
+    /// Calls `each` once for each base that `len` bytes from `offset` of a blob need, whose delta is at `location`, or all of
+    /// the blob without a range: with the part of the base from the first byte needed to the last.
+    fn for_each_base(
         &self,
         id: &BlobId,
         location: &Location,
@@ -142,9 +143,16 @@ impl Repository {
         let stored = self.blob_at(BlobKind::Data, location)?;
         let delta = Delta::decode(&stored).map_err(corrupt(id))?;
         let (offset, len) = range.unwrap_or((0, delta.plain_len));
+        let mut needed: Vec<Option<Range<u32>>> = vec![None; delta.bases.len()];
         for piece in delta.pieces(offset, len) {
             if let Piece::Base { index, offset, len } = piece.map_err(corrupt(id))? {
-                each(&self.locate_base(&delta.bases[index])?, offset, len)?;
+                let part = needed[index].get_or_insert(offset..offset);
+                *part = part.start.min(offset)..part.end.max(offset + len);
+            }
+        }
+        for (base, part) in delta.bases.iter().zip(needed) {
+            if let Some(part) = part {
+                each(&self.locate_base(base)?, part.start, part.end - part.start)?;
             }
         }
         Ok(())
@@ -152,7 +160,7 @@ impl Repository {
 
     /// See [`Repository::decode_ahead`].
     pub(super) fn decode_delta_ahead(&self, id: &BlobId, location: &Location, offset: u32, len: u32) -> Result<()> {
-        self.for_each_base_range(id, location, Some((offset, len)), &mut |base, offset, len| {
+        self.for_each_base(id, location, Some((offset, len)), &mut |base, offset, len| {
             self.decode_ahead_at(base, offset, len)
         })
     }
@@ -165,7 +173,7 @@ impl Repository {
         }
         let mut is_cached = true;
         let id = BlobId([0; crate::id::BLOB_ID_LEN]);
-        let walked = self.for_each_base_range(&id, location, range, &mut |base, offset, len| {
+        let walked = self.for_each_base(&id, location, range, &mut |base, offset, len| {
             is_cached &= self.is_cached(base, offset, len);
             Ok(())
         });
