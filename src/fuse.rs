@@ -161,9 +161,13 @@ impl Prefiller {
         self.pool.submit(Urgency::Normal, move || {
             waiting.fetch_sub(1, Ordering::Relaxed);
             let Some(notifier) = shared.notifier.get() else { return };
-            shared
-                .vfs
-                .prefill(&what, &mut |number, offset, bytes| notifier.store(INodeNo(number), offset, bytes).is_ok());
+            shared.vfs.prefill(&what, &mut |number, offset, bytes| {
+                let is_known = notifier.store(INodeNo(number), offset, bytes).is_ok();
+                if is_known {
+                    shared.stats.prefilled(bytes.len());
+                }
+                is_known
+            });
         });
     }
 }

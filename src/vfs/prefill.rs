@@ -28,8 +28,8 @@ const WINDOW_MIN: u32 = 8;
 const WINDOW_MAX: u32 = 512;
 /// Bytes of a window.
 const WINDOW_LEN_MAX: u64 = 4 << 20;
-/// Files in a row that the kernel does not know, after which it is not asked about more.
-const UNKNOWN_MAX: u32 = 16;
+/// Files in a row that the kernel does not know, after which it is not asked about more: their directory was not listed yet.
+const UNKNOWN_MAX: u32 = 4;
 /// Segments remembered as handed over, so that a reader past the page cache does not cost a copy a request.
 const SEGMENTS_KEPT: usize = 64;
 
@@ -159,7 +159,8 @@ impl Vfs {
     fn prefill_files(&self, instance: u32, ranks: Range<u32>, take: Take<'_>) -> u32 {
         let left_out = ranks.start + (ranks.end - ranks.start) / 2;
         let mut left_one_out = false;
-        let mut unknown = 0;
+        // Since when, and how many files in a row.
+        let mut unknown: Option<(u32, u32)> = None;
         let mut len = 0;
         let mut bytes = vec![0; FILE_LEN_MAX as usize];
         for rank in ranks.clone() {
@@ -180,17 +181,20 @@ impl Vfs {
                 // A name of a file with several that nobody has looked up yet, or damage.
                 _ => continue,
             }
-            if take(number, 0, &bytes[..size as usize]) {
-                unknown = 0;
-            } else {
-                unknown += 1;
-            }
+            unknown = match unknown {
+                _ if take(number, 0, &bytes[..size as usize]) => None,
+                None => Some((rank, 1)),
+                Some((first, count)) => Some((first, count + 1)),
+            };
             len += size;
-            if unknown == UNKNOWN_MAX || len > WINDOW_LEN_MAX {
-                return rank + 1;
+            match unknown {
+                Some((first, UNKNOWN_MAX)) => return first,
+                _ if len > WINDOW_LEN_MAX => return rank + 1,
+                _ => {}
             }
         }
-        ranks.end
+        // What is not known yet will be when the reader has come to its directory.
+        unknown.map_or(ranks.end, |(first, _)| first)
     }
 
     fn prefill_around(&self, number: u64, offset: u64, take: Take<'_>) -> Option<()> {
