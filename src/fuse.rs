@@ -82,8 +82,13 @@ pub fn mount(vfs: Arc<Vfs>, directory: &Path, options: Options) -> mount::Result
     };
     let workers = if options.remote { REMOTE_WORKERS } else { cores() };
     let pool = Pool::new("mount", workers).map_err(failed("start threads for"))?;
-    let shared =
-        Arc::new(Shared { vfs, on_error: options.on_error, notifier: OnceLock::new(), stats: Stats::default() });
+    let shared = Arc::new(Shared {
+        vfs,
+        on_error: options.on_error,
+        notifier: OnceLock::new(),
+        device: OnceLock::new(),
+        stats: Stats::default(),
+    });
     let watch = Arc::new(OnceLock::new());
     let prefillers = if options.remote { REMOTE_PREFILLERS } else { cores() };
     let prefill = Prefiller {
@@ -107,6 +112,8 @@ pub fn mount(vfs: Arc<Vfs>, directory: &Path, options: Options) -> mount::Result
     let device = session.as_fd().try_clone_to_owned().map_err(failed("set up"))?;
     assert!(watch.set(Watch::new(device, options.poll)).is_ok(), "set once");
     assert!(shared.notifier.set(session.notifier()).is_ok(), "set once");
+    let device = session.as_fd().try_clone_to_owned().map_err(failed("set up"))?;
+    assert!(shared.device.set(device).is_ok(), "set once");
     point.raise_read_ahead();
     let session =
         std::thread::Builder::new().name("session".into()).spawn(|| session.run()).map_err(failed("serve"))?;
@@ -130,6 +137,7 @@ struct Shared {
     vfs: Arc<Vfs>,
     on_error: Box<dyn Fn(&vfs::Error) + Send + Sync>,
     notifier: OnceLock<Notifier>,
+    device: OnceLock<OwnedFd>,
     stats: Stats,
 }
 
@@ -160,9 +168,9 @@ impl Prefiller {
         let (shared, waiting) = (shared.clone(), self.waiting.clone());
         self.pool.submit(Urgency::Normal, move || {
             waiting.fetch_sub(1, Ordering::Relaxed);
-            let Some(notifier) = shared.notifier.get() else { return };
+            let Some(device) = shared.device.get() else { return };
             shared.vfs.prefill(&what, &mut |number, offset, bytes| {
-                let is_known = notifier.store(INodeNo(number), offset, bytes).is_ok();
+                let is_known = store(device, number, offset, bytes).is_ok();
                 if is_known {
                     shared.stats.prefilled(bytes.len());
                 }
@@ -170,6 +178,24 @@ impl Prefiller {
             });
         });
     }
+}
+
+/// Hands bytes of a file to the page cache. Fails if the kernel does not know the inode, which fuser's own call keeps to
+/// itself: whoever fills ahead of a reader has to know.
+fn store(device: &OwnedFd, number: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    // fuse_out_header, with the notification's code in place of an error and no request, then fuse_notify_store_out.
+    const HEADERS_LEN: usize = 16 + 24;
+    const NOTIFY_STORE: i32 = 4;
+    let mut headers = Vec::with_capacity(HEADERS_LEN);
+    headers.extend_from_slice(&((HEADERS_LEN + bytes.len()) as u32).to_ne_bytes());
+    headers.extend_from_slice(&NOTIFY_STORE.to_ne_bytes());
+    headers.extend_from_slice(&0u64.to_ne_bytes());
+    headers.extend_from_slice(&number.to_ne_bytes());
+    headers.extend_from_slice(&offset.to_ne_bytes());
+    headers.extend_from_slice(&(bytes.len() as u32).to_ne_bytes());
+    headers.extend_from_slice(&0u32.to_ne_bytes());
+    rustix::io::writev(device, &[io::IoSlice::new(&headers), io::IoSlice::new(bytes)])?;
+    Ok(())
 }
 
 /// Watches the device for requests.
