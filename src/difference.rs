@@ -1,11 +1,12 @@
 //! What bytes have in common with others: the copies and insertions that make the one of the other. Pure.
 //!
 //! Follows the other bytes in step for as long as they are equal. At a difference it looks whether they go on equal a
-//! little later, in step or a little off it, as after an edit of a field; if not, an index of the other bytes, made only
-//! then, says where the next bytes occur. What is near is taken first, though what the index finds may be longer: text
-//! repeats itself, and to jump there and back costs more than it brings. Rows of equal length, though, agree in part wherever
-//! they are laid: where much is inserted between such copies, the index is asked for what is being inserted. The index knows every fourth position by the hash of the sixteen bytes there, which finds every
-//! run of 19 equal bytes (the scheme of J. MacDonald's xdelta, "File System Support for Delta Compression", 2000).
+//! little later, in step or a little off it, as after an edit of a field; if not, an index of the other bytes, made
+//! only then, says where the next bytes occur. What is near is taken first, though what the index finds may be longer:
+//! text repeats itself, and to jump there and back costs more than it brings. Rows of equal length, though, agree in
+//! part wherever they are laid: where much is inserted between such copies, the index is asked for what is being
+//! inserted. The index knows every fourth position by the hash of the sixteen bytes there, which finds every run of 19
+//! equal bytes (the scheme of J. MacDonald's xdelta, "File System Support for Delta Compression", 2000).
 
 use std::ops::Range;
 

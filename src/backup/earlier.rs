@@ -100,8 +100,7 @@ impl Earlier {
     }
 
     /// Where to look for the content of each of `chunks`, which follow one another, the likeliest first. Must be asked in
-    /// the order of the new version.
-    /// Only those that `is_wanted` says, by their numbers, get an answer.
+    /// the order of the new version. Only those that `is_wanted` says, by their numbers, get an answer.
     pub(super) fn align(&mut self, chunks: &[NewChunk], is_wanted: impl Fn(usize) -> bool) -> Vec<Vec<Region>> {
         let mut drift = self.drift;
         let mut before = Vec::with_capacity(chunks.len());
