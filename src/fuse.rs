@@ -5,6 +5,7 @@
 //! the store is remote or other requests are waiting. After an answer it watches the device for a moment instead of
 //! sleeping, because waking a thread costs more than answering most requests.
 
+pub mod awake;
 pub mod mount;
 pub mod stats;
 
@@ -30,6 +31,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::format::tree::Time;
 use crate::pool::{Pool, Urgency, cores};
 use crate::vfs::{self, Attr, FileKind, Prefill, Seek, Vfs, Wait};
+use awake::{Awake, Pace};
 use mount::MountPoint;
 use stats::{Kind, STATS_XATTR, Stats};
 
@@ -58,6 +60,9 @@ pub struct Options {
     pub allow_other: bool,
     /// How long to watch for the next request before sleeping; zero for not at all.
     pub poll: Duration,
+    /// Extended attributes and ACLs are shown. If not, the kernel stops asking for them, which it does three times for
+    /// each file that is copied.
+    pub xattrs: bool,
     /// The store is reached through a network: nothing waits for it on the session thread.
     pub remote: bool,
     /// Told of every failure that readers see as an I/O error.
@@ -102,6 +107,7 @@ pub fn mount(vfs: Arc<Vfs>, directory: &Path, options: Options) -> mount::Result
         watch: watch.clone(),
         remote: options.remote,
         allow_other: options.allow_other,
+        xattrs: options.xattrs,
         no_open: false,
         no_opendir: false,
     };
@@ -148,6 +154,7 @@ struct Adapter {
     watch: Arc<OnceLock<Watch>>,
     remote: bool,
     allow_other: bool,
+    xattrs: bool,
     no_open: bool,
     no_opendir: bool,
 }
@@ -203,6 +210,7 @@ struct Watch {
     device: OwnedFd,
     /// How long, after each request.
     time: Duration,
+    awake: Option<Awake>,
     state: Mutex<WatchState>,
 }
 
@@ -213,6 +221,7 @@ struct WatchState {
     /// Whether all cores have other work, and when that was looked at.
     busy: bool,
     looked: Option<Instant>,
+    pace: Pace,
 }
 
 impl Watch {
@@ -225,7 +234,9 @@ impl Watch {
 
     fn new(device: OwnedFd, time: Duration) -> Self {
         // With one core, watching would keep the reader from running.
-        Self { device, time: if cores() > 1 { time } else { Duration::ZERO }, state: Mutex::default() }
+        let time = if cores() > 1 { time } else { Duration::ZERO };
+        let awake = if time.is_zero() { None } else { Awake::new() };
+        Self { device, time, awake, state: Mutex::default() }
     }
 
     /// Whether a request waits (or the connection ended, which reading from it will tell).
@@ -240,6 +251,9 @@ impl Watch {
             return;
         }
         let mut state = self.state.lock().expect("no panic while held");
+        if let Some(awake) = &self.awake {
+            awake.count(&mut state.pace);
+        }
         let start = Instant::now();
         if state.looked.is_none_or(|at| start - at > Self::LOOK) {
             state.looked = Some(start);
@@ -472,7 +486,7 @@ impl Filesystem for Adapter {
             | InitFlags::FUSE_NO_OPEN_SUPPORT
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA;
-        if self.allow_other {
+        if self.allow_other && self.xattrs {
             // Others are let in as the stored ACLs say; without others the kernel need not ask for them at each step.
             wanted |= InitFlags::FUSE_POSIX_ACL;
         }
@@ -615,6 +629,10 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, room: u32, reply: ReplyXattr) {
+        if !self.xattrs {
+            // The kernel does not ask again, for no file.
+            return reply.error(Errno::ENOSYS);
+        }
         if number.0 == vfs::ROOT && name.as_bytes() == STATS_XATTR {
             let json = self.shared.stats.to_json(self.shared.vfs.read_counts());
             send_xattr(&mut Some(reply), json.as_bytes(), room);
@@ -629,6 +647,9 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, _: &Request, number: INodeNo, room: u32, reply: ReplyXattr) {
+        if !self.xattrs {
+            return reply.error(Errno::ENOSYS);
+        }
         self.serve(Kind::Xattr, number, reply, move |vfs, wait, reply: &mut Option<ReplyXattr>| {
             let names = vfs.xattr_names(number.0, wait)?;
             send_xattr(reply, &names, room);

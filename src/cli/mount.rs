@@ -49,9 +49,14 @@ pub struct Args {
     /// How times are shown: in the letters of strftime(3), or as restic has it, like 2006-01-02T15:04:05
     #[arg(long, value_name = "TEMPLATE", default_value = TIME_TEMPLATE)]
     time_template: String,
-    /// Microseconds to watch for the next request before sleeping; 0 saves power and makes small files slower
+    /// Microseconds to watch for the next request before sleeping; while requests come quickly and if run by root, idle
+    /// processors are kept from sleeping, too. 0 for neither: saves power and makes small files slower
     #[arg(long, value_name = "TIME", default_value_t = POLL_DEFAULT.as_micros() as u64)]
     poll_us: u64,
+    /// Show no extended attributes and no ACLs: copies of many small files are faster, since the kernel need not ask for
+    /// them; not together with --allow-other, which needs the ACLs
+    #[arg(long, conflicts_with = "allow_other")]
+    no_xattrs: bool,
     /// Bytes of decoded data to keep in memory, at most
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     cache_size: String,
@@ -128,6 +133,7 @@ fn mount(
         source: format!("bygone:{}", repo.location()),
         allow_other: args.allow_other,
         poll: Duration::from_micros(args.poll_us),
+        xattrs: !args.no_xattrs,
         remote: repo.backend().is_remote(),
         on_error: Box::new(move |error| journal.tell(error)),
     };
@@ -138,8 +144,10 @@ fn mount(
 fn print_stats(directory: &Path) -> Result<Exit> {
     let mut json = vec![0; 64 << 10];
     let name = OsStr::from_bytes(STATS_XATTR);
-    let len = rustix::fs::getxattr(directory, name, &mut json)
-        .with_context(|| format!("`{}` is not the directory that a repository is mounted on", directory.display()))?;
+    let len = rustix::fs::getxattr(directory, name, &mut json).with_context(|| {
+        let directory = directory.display();
+        format!("`{directory}` is not the directory that a repository is mounted on, or that with --no-xattrs")
+    })?;
     json.truncate(len);
     json.push(b'\n');
     output::stdout().write_all(&json)?;
@@ -275,7 +283,7 @@ impl Background {
 }
 
 /// Options of `mount -o` that become options of the command, and whether they have a value.
-const HELPER_OPTIONS: [(&str, bool); 13] = [
+const HELPER_OPTIONS: [(&str, bool); 14] = [
     ("password_file", true),
     ("password_command", true),
     ("cache_dir", true),
@@ -285,6 +293,7 @@ const HELPER_OPTIONS: [(&str, bool); 13] = [
     ("path_template", true),
     ("time_template", true),
     ("poll_us", true),
+    ("no_xattrs", false),
     ("cache_size", true),
     ("host", true),
     ("tag", true),

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 
-use crate::support::generate::noise;
-use crate::support::mount::{open_direct, within};
+use crate::support::generate::{noise, set_xattr};
+use crate::support::mount::{Foreground, open_direct, within};
 use crate::support::sandbox::Sandbox;
 
 const MIB: u64 = 1 << 20;
@@ -171,4 +172,61 @@ fn a_random_read_of_a_large_file_brings_its_neighbours() {
     assert!(map[..] == bytes[..]);
     drop((map, file));
     mount.unmount();
+}
+
+#[test]
+fn a_mount_without_attributes_shows_everything_else() {
+    needs_fuse!();
+    let sandbox = Sandbox::new();
+    let source = sandbox.write("file", b"with an attribute");
+    let has_attribute = set_xattr(&source, "user.kept", b"value");
+    sandbox.backup();
+    let mut value = [0; 256];
+    let mount = sandbox.mount_with("without", args!["--no-xattrs"]);
+    let file = mount.latest().join("file");
+    assert_eq!(fs::read(&file).unwrap(), b"with an attribute");
+    assert_eq!(rustix::fs::listxattr(&file, &mut value[..]), Err(Errno::OPNOTSUPP));
+    for (name, error) in [
+        ("user.kept", Errno::OPNOTSUPP),
+        ("user.bygone.blake3", Errno::OPNOTSUPP),
+        ("system.posix_acl_access", Errno::NODATA),
+    ] {
+        assert_eq!(rustix::fs::getxattr(&file, name, &mut value[..]), Err(error), "{name}");
+    }
+    sandbox.exits(1, args!["mount", "--stats", mount.dir()]).says("--no-xattrs");
+    let with = sandbox.mount("with");
+    let file = with.latest().join("file");
+    let kept = if has_attribute { Ok(5) } else { Err(Errno::NODATA) };
+    assert_eq!(rustix::fs::getxattr(&file, "user.kept", &mut value[..]), kept);
+    assert!(rustix::fs::getxattr(&file, "user.bygone.blake3", &mut value[..]).is_ok());
+}
+
+#[test]
+fn processors_are_kept_awake_while_requests_come_quickly_and_not_longer() {
+    needs_fuse!();
+    needs_root!();
+    const DEVICE: &str = "/dev/cpu_dma_latency";
+    if !Path::new(DEVICE).exists() || std::thread::available_parallelism().unwrap().get() == 1 {
+        return crate::support::skipped("needs two processors and /dev/cpu_dma_latency");
+    }
+    let sandbox = Sandbox::new();
+    sandbox.write("file", b"asked for again and again");
+    sandbox.backup();
+    let mount = Foreground::start(&sandbox, &[]);
+    let file = sandbox.path("mnt/ids/latest").join(sandbox.source().strip_prefix("/").unwrap()).join("file");
+    let fds = format!("/proc/{}/fd", mount.process.id());
+    let is_held = || {
+        let fds = fs::read_dir(&fds).unwrap().flatten();
+        fds.map(|fd| fs::read_link(fd.path())).any(|path| path.is_ok_and(|path| path == Path::new(DEVICE)))
+    };
+    assert!(!is_held(), "before there is a request");
+    // On a machine that is busy requests may not come quickly at once.
+    let held = within(Duration::from_secs(30), || {
+        (0..1000).any(|_| {
+            let _ = rustix::fs::listxattr(&file, &mut [0; 100][..]);
+            is_held()
+        })
+    });
+    assert!(held, "not for 1,000 requests in a row");
+    assert!(within(Duration::from_secs(30), || !is_held()), "still when there are none");
 }

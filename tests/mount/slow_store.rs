@@ -99,6 +99,7 @@ fn mount(store: &Arc<Gated>, snapshot: ObjectId, path: &Path, on: &Path) -> Moun
         source: "bygone:gated".to_owned(),
         allow_other: false,
         poll: POLL_DEFAULT,
+        xattrs: true,
         remote: true,
         on_error: Box::new(|error| panic!("{error}")),
     };
