@@ -33,6 +33,8 @@ class Program:
     is_peer = True
     # Shows the data themselves: they must stay where they are while it is mounted.
     shows_source = False
+    # Options of a mount without extended attributes, if it has such a thing.
+    no_xattrs = None
 
     def path(self):
         """The program's file, or None."""
@@ -95,6 +97,7 @@ class Bygone(Program):
     name = binary = "bygone"
     foreground = False
     is_peer = False
+    no_xattrs = ["--no-xattrs"]
 
     def path(self):
         named = os.environ.get("BYGONE")

@@ -117,6 +117,7 @@ ROWS = [
     Row("mount", "every file of the tree, MiB/s (warm)", "read-files", "mib_per_s", ("read-files-warm", "mib_per_s"),
         True),
     Row("mount", "cp -a of the tree, s", "copy", "wall_s"),
+    Row("mount", "cp -a of the tree, mounted without attributes, s", "copy-no-xattrs", "wall_s"),
     Row("mount", "rsync -a of the tree, s", "rsync", "wall_s"),
     Row("mount", "dump in order, MiB/s (warm)", "read-dump", "mib_per_s", ("read-dump-warm", "mib_per_s"), True),
     Row("mount", "image in order, MiB/s", "read-image", "mib_per_s", None, True),
@@ -241,17 +242,20 @@ def limit_goals():
             if factor:
                 yield Goal(f"mount: {text}", own("mount", step, figure), at_least=factor,
                            of=of_tool(tool, "mount", step, figure))
-    yield Goal("mount: cp -a of the tree", own("mount", "copy", "wall_s"), 0.5,
-               of=of_tool("squashfs", "mount", "copy", "wall_s"))
+    for text, step in (("", "copy"), (", mounted without attributes", "copy-no-xattrs")):
+        yield Goal(f"mount: cp -a of the tree{text}", own("mount", step, "wall_s"), 0.5,
+                   of=of_tool("squashfs", "mount", "copy", "wall_s"))
+    yield Goal("mount: cp of the dump, to our own restore", own("mount", "copy-dump", "mib_per_s"), at_least=0.8,
+               of=lambda medians: own_restore_rate(medians, "dump"))
     yield Goal("mount: rsync -a of the tree", own("mount", "rsync", "wall_s"), 1.4,
                of=of_tool("tmpfs", "mount", "rsync", "wall_s"))
     yield Goal("mount: random 4 KiB of the dump, 8 readers", own("mount", "random-dump-8", "iops"), at_least=1.8,
                of=of_tool("bygone", "mount", "random-dump", "iops"))
 
 
-def own_restore_rate(medians):
-    """MiB a second of bygone's restore of the source tree."""
-    wall, mib = (medians.get("source", "restore", "bygone", figure) for figure in ("wall_s", "data_mib"))
+def own_restore_rate(medians, name="source"):
+    """MiB a second of bygone's restore of the source tree, or of another set."""
+    wall, mib = (medians.get(name, "restore", "bygone", figure) for figure in ("wall_s", "data_mib"))
     return (mib / wall if wall else None), "bygone's restore"
 
 
