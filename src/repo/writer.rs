@@ -73,9 +73,9 @@ pub struct WriteOptions {
 
 /// zstd level where none was asked for.
 const LEVEL_DEFAULT: i32 = 1;
-/// The same for segments of what is neither text nor dense: on disks and programs this gains 3 to 4 % of the size, on text
+/// The same for segments of what is neither text nor dense: on disks and programs this gains 3 to 5 % of the size, on text
 /// nothing, and such data is read and cut several times as fast as it is written elsewhere.
-const LEVEL_BINARY: i32 = 4;
+const LEVEL_BINARY: i32 = 5;
 /// Lowest zstd level of segments of deltas: there are few, and what is left in them is worth it.
 const LEVEL_DELTAS: i32 = 12;
 
