@@ -23,6 +23,8 @@ use crate::seal::{BLOB_TABLE_UNIT, Decompressor, FOOTER_UNIT, ObjectCipher, SEGM
 
 /// Bytes read from the end of a pack to find its tables: enough for the table of segments of a 64 MiB pack.
 const TAIL_LEN: u64 = 8 << 10;
+/// Bytes of a pack that [`Repository::will_read_run`] asks for at most.
+const RUN_LEN_MAX: u64 = 8 << 20;
 /// Packs whose tables of segments are kept; each takes a few KiB.
 const PACKS_KEPT: usize = 4096;
 /// A listing of packs is believed for this long.
@@ -562,6 +564,28 @@ impl Repository {
         let tail_len = len.min(TAIL_LEN);
         self.backend.will_read(name, len - tail_len, tail_len, Reuse::Seldom);
         self.backend.will_read(name, 0, HEADER_LEN as u64, Reuse::Seldom);
+    }
+
+    /// The data blobs from `first` to `last` will be read soon, and mostly lie one after the other in a pack: if it is far
+    /// away, that part of it is fetched meanwhile. Waits for what opening the pack takes.
+    pub fn will_read_run(&self, first: &BlobId, last: &BlobId) {
+        if !self.backend.is_remote() {
+            return;
+        }
+        let (Ok(Some(from)), Ok(Some(to))) = (self.index.locate(first), self.index.locate(last)) else { return };
+        if from.pack != to.pack || from.offset > to.offset {
+            return self.will_read_blob(last);
+        }
+        // Whoever reads the blobs meets a failure again.
+        let Ok(pack) = self.open_pack(from.pack) else { return };
+        let (Ok((start, _)), Ok((end, at))) = (pack.place(from.offset, from.len), pack.place(to.offset, to.len)) else {
+            return;
+        };
+        let end = end + (at + to.len as usize).div_ceil(pack.table.segment_len as usize);
+        let stored = u64::from(pack.table.offsets[start])..u64::from(pack.table.offsets[end]);
+        if stored.end - stored.start <= RUN_LEN_MAX {
+            self.backend.will_read(pack.name, stored.start, stored.end - stored.start, Reuse::Seldom);
+        }
     }
 
     fn open_pack_for(&self, number: PackNumber, reuse: Reuse) -> Result<Arc<OpenPack>> {

@@ -55,6 +55,8 @@ const OPEN_LEVELS: usize = 64;
 const OPEN_EVERY: usize = 256;
 /// Workers at least, where the repository is far away.
 const WORKERS_FAR: usize = 6;
+/// Jobs that wait for them: with those being done 40 MiB of packs, if nothing in them is compressed.
+const QUEUED_FAR: usize = 4;
 
 /// What happens to files that are there already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -192,6 +194,15 @@ impl Context<'_> {
         }
     }
 
+    /// A worker will get to the parts of `range` soon.
+    fn announce_range(&self, range: &[(u64, Part)]) {
+        if let (Some((_, Part::Data { id: first, .. })), Some((_, Part::Data { id: last, .. }))) =
+            (range.first(), range.last())
+        {
+            self.repo.will_read_run(first, last);
+        }
+    }
+
     /// Counts and reports what became of an entry with `len` bytes of content.
     fn count(&self, action: Action, len: u64, path: impl FnOnce() -> Vec<u8>) {
         let counts = match action {
@@ -252,7 +263,8 @@ pub fn run(
     // Those of a store far away wait most of the time.
     let least = if repo.backend().is_remote() { WORKERS_FAR.min(repo.backend().parallel()) } else { 2 };
     let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16).max(least);
-    let queue = Queue::new(workers + 4);
+    // What waits far away is fetched meanwhile, and must not push out what the workers are at.
+    let queue = Queue::new(if repo.backend().is_remote() { QUEUED_FAR } else { workers + 4 });
     let (files, bytes) = std::thread::scope(|scope| {
         let _close = CloseOnDrop(&queue);
         for _ in 0..workers {
@@ -695,7 +707,7 @@ impl<'c> Planner<'c> {
                     range.push((offset, part));
                     range_len += part.len();
                     if range_len >= RANGE_LEN || range.len() >= RANGE_PARTS {
-                        self.context.announce(range.last().map(|(_, part)| part));
+                        self.context.announce_range(&range);
                         self.queue.push(large.range(std::mem::take(&mut range)));
                         range_len = 0;
                     }
