@@ -601,6 +601,17 @@ impl Vfs {
     /// Reads from `offset` of a regular file into `out`; returns how many bytes there are, less only at the end.
     pub fn read(&self, number: u64, offset: u64, out: &mut [u8], wait: Wait) -> Result<usize> {
         let file = self.file(number, wait)?;
+        let len = self.read_file(&file, offset, out, wait)?;
+        match file.single_blob() {
+            _ if file.inline().is_some() => {}
+            Some(id) => self.ahead.after_blob(&id, offset, len),
+            None => self.ahead.after_file(number, &file, &self.lists, offset..offset + len as u64),
+        }
+        Ok(len)
+    }
+
+    /// As [`Vfs::read`], but nothing is decoded ahead: whoever reads here is no reader that goes on.
+    fn read_file(&self, file: &File, offset: u64, out: &mut [u8], wait: Wait) -> Result<usize> {
         let len = file.size.saturating_sub(offset).min(out.len() as u64) as usize;
         if let Some(bytes) = file.inline() {
             if len > 0 {
@@ -611,7 +622,7 @@ impl Vfs {
         let mut done = 0;
         while done < len {
             let at = offset + done as u64;
-            let extent = self.lists.extent_at(&self.repo, &file, at, wait)?;
+            let extent = self.lists.extent_at(&self.repo, file, at, wait)?;
             let take = (extent.end - at).min((len - done) as u64) as usize;
             let piece = &mut out[done..done + take];
             match extent.blob {
@@ -624,10 +635,6 @@ impl Vfs {
                 None => piece.fill(0),
             }
             done += take;
-        }
-        match file.single_blob() {
-            Some(id) => self.ahead.after_blob(&id, offset, len),
-            None => self.ahead.after_file(number, &file, &self.lists, offset..offset + len as u64),
         }
         Ok(len)
     }

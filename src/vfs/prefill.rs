@@ -32,6 +32,17 @@ const WINDOW_LEN_MAX: u64 = 4 << 20;
 const UNKNOWN_MAX: u32 = 4;
 /// Segments remembered as handed over, so that a reader past the page cache does not cost a copy a request.
 const SEGMENTS_KEPT: usize = 64;
+/// A large file is followed in units of so many bytes.
+const UNIT_LEN: u64 = 128 << 10;
+/// Longest file that is handed over whole once it is read in many places: what is not wanted of it costs time, too.
+const SWEEP_LEN_MAX: u64 = 2 << 30;
+/// It is read in many places when it was in one unit of so many, and in so many in all.
+const SWEEP_FROM_ONE_IN: u32 = 8;
+const SWEEP_FROM_MIN: u32 = 16;
+/// Units that are handed over besides with each read from then on.
+const SWEEP_UNITS: usize = 4;
+/// Large files that are followed at once.
+const SCATTERED_MAX: usize = 8;
 
 /// Bytes to hand over.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,6 +85,57 @@ struct Reader {
 pub(super) struct Prefills {
     readers: Mutex<Readers>,
     segments: Mutex<Vec<(u64, PackNumber, u32)>>,
+    /// The most recent last.
+    scattered: Mutex<Vec<Scattered>>,
+}
+
+/// A large file that is read here and there.
+struct Scattered {
+    number: u64,
+    /// Which units were handed over.
+    handed: Vec<bool>,
+    count: u32,
+    /// Reads of units that had been handed over since the last time that all were forgotten.
+    again: u32,
+    /// Where to go on with those that nobody asked for.
+    next: usize,
+}
+
+impl Scattered {
+    fn new(number: u64, size: u64) -> Self {
+        let handed = vec![false; size.div_ceil(UNIT_LEN) as usize];
+        Self { number, handed, count: 0, again: 0, next: 0 }
+    }
+
+    fn is_dense(&self, count: u32) -> bool {
+        count >= SWEEP_FROM_MIN && count as usize * SWEEP_FROM_ONE_IN as usize >= self.handed.len()
+    }
+
+    /// The unit was read and handed over.
+    fn mark(&mut self, unit: usize) {
+        let Some(handed) = self.handed.get_mut(unit) else { return };
+        if !std::mem::replace(handed, true) {
+            self.count += 1;
+            return;
+        }
+        self.again += 1;
+        // The kernel drops what it was given: more of it would not stay either, unless it is read as much again.
+        if self.is_dense(self.again) {
+            *self = Self { number: self.number, handed: vec![false; self.handed.len()], count: 0, again: 0, next: 0 };
+        }
+    }
+
+    /// The next unit to hand over although nobody asked for it.
+    fn sweep(&mut self) -> Option<usize> {
+        if !self.is_dense(self.count) {
+            return None;
+        }
+        let unit = self.next + self.handed[self.next..].iter().position(|handed| !handed)?;
+        self.next = unit + 1;
+        self.handed[unit] = true;
+        self.count += 1;
+        Some(unit)
+    }
 }
 
 #[derive(Default)]
@@ -118,6 +180,20 @@ impl Readers {
         if let Some(reader) = self.list.iter_mut().find(|reader| reader.id == id) {
             reader.until = reader.until.min(rank).max(reader.next);
         }
+    }
+}
+
+impl Prefills {
+    /// What is known of a large file.
+    fn scattered<T>(&self, number: u64, size: u64, with: impl FnOnce(&mut Scattered) -> T) -> T {
+        let mut list = self.scattered.lock().expect("no panic while held");
+        let known = list.iter().position(|scattered| scattered.number == number);
+        if known.is_none() && list.len() == SCATTERED_MAX {
+            list.remove(0);
+        }
+        let file = known.map_or_else(|| Scattered::new(number, size), |at| list.remove(at));
+        list.push(file);
+        with(list.last_mut().expect("just pushed"))
     }
 }
 
@@ -232,7 +308,25 @@ impl Vfs {
         }
         if start < end {
             let mut bytes = vec![0; (end - start) as usize];
-            let read = self.read(number, start, &mut bytes, Wait::Yes).ok()?;
+            let read = self.read_file(&file, start, &mut bytes, Wait::Yes).ok()?;
+            take(number, start, &bytes[..read]);
+        }
+        if file.size <= SWEEP_LEN_MAX && !self.repo.backend().is_remote() {
+            self.sweep(number, &file, ((start + end) / 2 / UNIT_LEN) as usize, take)?;
+        }
+        Some(())
+    }
+
+    /// Unit `unit` of a file was read. Whoever reads a file in many places, as a database does, is likely to come to the
+    /// others: hands over some of them.
+    fn sweep(&self, number: u64, file: &File, unit: usize, take: Take<'_>) -> Option<()> {
+        self.prefills.scattered(number, file.size, |scattered| scattered.mark(unit));
+        let mut bytes = Vec::new();
+        for _ in 0..SWEEP_UNITS {
+            let unit = self.prefills.scattered(number, file.size, Scattered::sweep)?;
+            let start = unit as u64 * UNIT_LEN;
+            bytes.resize(UNIT_LEN.min(file.size - start) as usize, 0);
+            let read = self.read_file(file, start, &mut bytes, Wait::Yes).ok()?;
             take(number, start, &bytes[..read]);
         }
         Some(())
@@ -295,6 +389,30 @@ mod tests {
             }
         }
         assert_eq!(readers.list.len(), 4);
+    }
+
+    #[test]
+    fn a_file_that_is_read_in_many_places_is_handed_over_whole_and_again_only_if_that_was_lost() {
+        let mut file = Scattered::new(7, 800 * UNIT_LEN - 1);
+        for unit in (0..99).map(|n| n * 8) {
+            file.mark(unit);
+            assert_eq!(file.sweep(), None, "after {unit}");
+        }
+        file.mark(799);
+        let mut swept: Vec<usize> = std::iter::from_fn(|| file.sweep()).collect();
+        assert!(swept.is_sorted(), "in the order of the file");
+        swept.extend((0..99).map(|n| n * 8).chain([799]));
+        swept.sort_unstable();
+        assert!(swept.into_iter().eq(0..800), "each once");
+        for unit in 0..99 {
+            file.mark(unit);
+            assert_eq!(file.sweep(), None);
+        }
+        file.mark(5);
+        assert_eq!((file.count, file.sweep()), (0, None), "all is forgotten");
+        (0..100).for_each(|unit| file.mark(unit));
+        assert_eq!(file.sweep(), Some(100));
+        file.mark(usize::MAX);
     }
 
     #[test]

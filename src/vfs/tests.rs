@@ -518,4 +518,8 @@ fn a_read_in_the_middle_brings_along_what_was_decoded_with_it() {
     let handed = handed_over(&vfs, &last);
     let [(_, offset, bytes)] = &handed[..] else { panic!("{} pieces", handed.len()) };
     assert_eq!((*offset, *offset as usize + bytes.len()), (393_216, 397_312), "whole pages before the hole");
+    // Dropping it waits for whoever decodes ahead.
+    drop(vfs);
+    let decoded = store.repo.read_counts().decoded_bytes;
+    assert!(decoded < 2 << 17, "{decoded} bytes: what is handed over is no reader that goes on");
 }
