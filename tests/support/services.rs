@@ -34,15 +34,15 @@ impl Services {
         let state = std::env::temp_dir().join(format!("bygone-services-{user}-{owner}-{set}"));
         let services = Self { state, facts: Value::Null };
         let owner = owner.to_string();
-        let start = services.command(&[&["start", "--owner", &owner], more, names].concat()).output().unwrap();
-        let said = String::from_utf8_lossy(&start.stderr).into_owned();
-        if start.status.code() == Some(77) {
-            super::skipped(said.trim());
-            return None;
-        }
-        assert!(start.status.success(), "tools/services start {names:?}: {said}");
+        services.run_if_installed(&[&["start", "--owner", &owner], more, names].concat())?;
         let facts = services.run(&["facts"]);
         Some(Self { facts: serde_json::from_str(&facts).unwrap(), ..services })
+    }
+
+    /// Makes OpenStack's databases in the set's MariaDB, unless they are there; `None`, said loudly, where what makes
+    /// them is not installed.
+    pub fn make_schemas(&self) -> Option<()> {
+        self.run_if_installed(&["schemas"]).map(drop)
     }
 
     /// What is known of a service, e.g. `/swift/url`.
@@ -88,9 +88,20 @@ impl Services {
     }
 
     fn run(&self, args: &[&str]) -> String {
+        self.run_if_installed(args).unwrap_or_else(|| panic!("tools/services {args:?}: something is not installed"))
+    }
+
+    /// What a verb prints; `None`, said loudly, where packages are missing that it needs.
+    fn run_if_installed(&self, args: &[&str]) -> Option<String> {
         let output = self.command(args).output().unwrap();
-        assert!(output.status.success(), "tools/services {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.code() == Some(77) {
+            super::skipped(said.trim());
+            return None;
+        }
+        assert!(output.status.success(), "tools/services {args:?}: {said}");
+        eprint!("{said}");
+        Some(String::from_utf8(output.stdout).unwrap())
     }
 }
 

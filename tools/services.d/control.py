@@ -6,6 +6,8 @@ usage: tools/services [--state DIR] VERB
   start [NAME...]     start swift, keystone, mariadb (all if none is named), wait until they answer, print what to
                       source; what runs is left as it is, and two starts at once share one set of servers
   env WAY             print what a client needs: tempauth, s3, keystone, application-credential, ec2 or mariadb
+  schemas             make OpenStack's databases in the MariaDB that runs: the tables that the services' own migrations
+                      make, and a few thousand rows in each that matters
   facts               print everything about them, as JSON
   stop [PROCESS...]   end them, or only the processes named, which `restart` brings back
   signal NAME PROCESS...   send a signal: STOP makes a server hang, CONT lets it go on, KILL is a crash
@@ -28,6 +30,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import schemas
 import service_keystone
 import service_mariadb
 import service_swift
@@ -61,6 +64,7 @@ def arguments():
                        help="Swift's proxy speaks TLS, with a certificate of an authority that nobody knows")
     start.add_argument("--replicas", type=int, default=1, help="copies that Swift keeps of everything")
     verbs.add_parser("env").add_argument("way", choices=sorted(ways({})))
+    verbs.add_parser("schemas")
     verbs.add_parser("facts")
     verbs.add_parser("stop").add_argument("processes", nargs="*")
     send = verbs.add_parser("signal")
@@ -185,6 +189,9 @@ def main():
         print("unset " + " ".join(name for name in CLIENT_VARIABLES if name not in variables))
         for name, value in variables.items():
             print(f"export {name}={shlex.quote(value)}")
+    elif args.verb == "schemas":
+        with state.locked():
+            schemas.make(state)
     elif args.verb == "facts":
         print(json.dumps(all_facts(state), indent=1))
     elif args.verb == "stop":

@@ -1,7 +1,7 @@
-//! A database server runs on the snapshot of its data directory, writable through an overlay or read-only.
+//! A database server runs on the snapshot of its data directory, writable through an overlay or read-only. Its tables
+//! are OpenStack's, made by the services' own migrations.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,76 +11,92 @@ use std::time::{Duration, Instant};
 use crate::support::attach::{Attached, Server, run};
 use crate::support::mount::within;
 use crate::support::sandbox::{Sandbox, files_below};
+use crate::support::services::Services;
 
 const LIMIT: Duration = Duration::from_secs(60);
-/// Databases, and tables in each: as many as a small cloud has.
-const DATABASES: [(&str, usize); 3] = [("compute", 120), ("network", 110), ("identity", 50)];
+/// OpenStack's databases: identity, images, volumes, networks, and three of the compute service.
+const DATABASES: [&str; 7] = ["keystone", "glance", "cinder", "neutron", "nova_api", "nova_cell0", "nova_cell1"];
+/// The first question to every server, and its answer.
+const STATES: &str = "SELECT vm_state, COUNT(*) FROM nova_cell1.instances GROUP BY vm_state ORDER BY vm_state";
+const ANSWER: &str = "active\t1800\nshelved_offloaded\t40\nstopped\t160\n";
+/// Instances whose project, image and address their own services know.
+const KNOWN: &str = "
+    SELECT COUNT(*) FROM nova_cell1.instances AS instance
+      JOIN nova_api.instance_mappings AS mapping ON mapping.instance_uuid = instance.uuid
+      JOIN keystone.project AS project ON project.id = instance.project_id
+      JOIN glance.images AS image ON image.id = instance.image_ref
+      JOIN neutron.ports AS port ON port.device_id = instance.uuid AND port.project_id = project.id
+      JOIN neutron.ipallocations AS address ON address.port_id = port.id";
 
-/// A schema as such services have it: keys that point to other tables, indexes, soft deletes, text, a view, a routine.
-fn schema() -> String {
-    let mut sql = String::from("SET foreign_key_checks = 0;\n");
-    for (database, tables) in DATABASES {
-        writeln!(sql, "CREATE DATABASE {database} CHARACTER SET utf8mb4; USE {database};").unwrap();
-        for n in 0..tables {
-            write!(
-                sql,
-                "CREATE TABLE resources_{n:03} (
-                   id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
-                   uuid CHAR(36) NOT NULL, name VARCHAR(255), state ENUM('building', 'active', 'error') NOT NULL,
-                   parent_id BIGINT, document MEDIUMTEXT, size DECIMAL(20, 3), created DATETIME(6), deleted INT DEFAULT 0,
-                   UNIQUE KEY by_uuid (uuid, deleted), KEY by_name (name), KEY by_state (state, created)"
-            )
-            .unwrap();
-            if n % 3 != 0 {
-                let parent = n / 3 * 3;
-                write!(sql, ", FOREIGN KEY (parent_id) REFERENCES resources_{parent:03} (id) ON DELETE SET NULL")
-                    .unwrap();
-            }
-            sql.push_str(") ENGINE = InnoDB;\n");
-            if n % 4 == 0 {
-                write!(sql, "INSERT INTO resources_{n:03} (uuid, name, state, document, size, created) VALUES ")
-                    .unwrap();
-                for row in 0..40 {
-                    let comma = if row == 0 { "" } else { ", " };
-                    let text = crate::support::generate::text(n as u64 * 1000 + row, 300);
-                    let text = String::from_utf8(text).unwrap().replace(['\'', '\\'], " ");
-                    write!(
-                        sql,
-                        "{comma}('{n:08}-{row:04}', 'name {row}', 'active', '{text}', {row}.125, '2026-01-01 00:00:00.25')"
-                    )
-                    .unwrap();
-                }
-                sql.push_str(";\n");
+/// Where a server listens.
+struct Client(PathBuf);
+
+impl Client {
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.args(["--no-defaults", "--user=root", "--socket"]).arg(&self.0);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    /// What a statement gives, a line a row.
+    fn query(&self, sql: &str) -> String {
+        let mut client = self.command("mariadb");
+        client.args(["--batch", "--skip-column-names", "-e", sql]);
+        let output = client.stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap();
+        assert!(output.status.success(), "{sql:.200}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What a statement that counts gives.
+    fn count(&self, sql: &str) -> u64 {
+        self.query(sql).trim().parse().unwrap()
+    }
+
+    /// Checksums of every table of OpenStack's.
+    fn checksums(&self) -> BTreeMap<String, String> {
+        let mut sums = BTreeMap::new();
+        for database in DATABASES {
+            let listed = self.query(&format!(
+                "SELECT CONCAT(table_schema, '.', table_name) FROM information_schema.tables
+                 WHERE table_schema = '{database}' AND table_type = 'BASE TABLE'"
+            ));
+            let tables: Vec<&str> = listed.lines().collect();
+            assert!(tables.len() > 10, "{database} has {} tables", tables.len());
+            for line in self.query(&format!("CHECKSUM TABLE {}", tables.join(", "))).lines() {
+                let (table, sum) = line.split_once('\t').unwrap();
+                assert_ne!(sum, "NULL", "{table} cannot be read");
+                sums.insert(table.to_owned(), sum.to_owned());
             }
         }
-        sql.push_str("CREATE VIEW active AS SELECT uuid, name FROM resources_000 WHERE state = 'active';\n");
-        sql.push_str("CREATE FUNCTION doubled(n INT) RETURNS INT DETERMINISTIC RETURN n * 2;\n");
+        sums
     }
-    sql
+
+    /// The server's own check of everything.
+    fn check(&self) {
+        let mut check = self.command("mariadb-check");
+        let output = check.args(["--all-databases", "--silent"]).stdout(Stdio::piped()).stderr(Stdio::piped()).output();
+        let output = output.unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && said.is_empty(), "mariadb-check: {said}");
+    }
+
+    /// A prepared backup of a server that runs, in the new directory `dir`.
+    fn back_up(&self, dir: &Path) {
+        let (target, socket) = (format!("--target-dir={}", dir.display()), format!("--socket={}", self.0.display()));
+        run("mariadb-backup", args!["--no-defaults", "--backup", "--user=root", socket, target]);
+        run("mariadb-backup", args!["--no-defaults", "--prepare", target]);
+    }
 }
 
 /// A server on a data directory, without anything of the machine's own configuration.
 struct Database {
     server: Server,
-    socket: PathBuf,
+    client: Client,
 }
 
 impl Database {
-    fn make(sandbox: &Sandbox, data: &Path) {
-        run(
-            "mariadb-install-db",
-            args![
-                "--no-defaults",
-                "--user=root",
-                format!("--datadir={}", data.display()),
-                "--skip-test-db",
-                "--auth-root-authentication-method=normal",
-                format!("--tmpdir={}", sandbox.path("tmp").display()),
-            ],
-        );
-    }
-
-    /// Starts one and waits for its first answer to a real question.
+    /// Starts one and waits for its first answer.
     fn start(sandbox: &Sandbox, name: &str, data: &Path, more: &[&str]) -> Self {
         let socket = sandbox.path(&format!("{name}.sock"));
         let log = sandbox.path(&format!("{name}.log"));
@@ -93,64 +109,17 @@ impl Database {
             .arg(format!("--pid-file={}", sandbox.path(&format!("{name}.pid")).display()))
             .arg(format!("--tmpdir={}", sandbox.path("tmp").display()))
             .args(more);
-        let mut database = Self { server: Server::start(&mut command, &log), socket };
+        let mut database = Self { server: Server::start(&mut command, &log), client: Client(socket) };
         let answered = || {
             assert!(
                 database.server.0.try_wait().unwrap().is_none(),
                 "mariadbd has ended: {}",
                 fs::read_to_string(&log).unwrap()
             );
-            database.client("mariadb").args(["-e", "SELECT 1"]).status().unwrap().success()
+            database.client.command("mariadb").args(["-e", "SELECT 1"]).status().unwrap().success()
         };
         assert!(within(LIMIT, answered), "mariadbd does not answer: {}", fs::read_to_string(&log).unwrap());
         database
-    }
-
-    fn client(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.args(["--no-defaults", "--user=root", "--socket"]).arg(&self.socket);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command
-    }
-
-    /// What a statement gives, a line a row.
-    fn query(&self, sql: &str) -> String {
-        let mut client = self.client("mariadb");
-        client.args(["--batch", "--skip-column-names", "-e", sql]);
-        let output = client.stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap();
-        assert!(output.status.success(), "{sql:.200}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn load(&self, sandbox: &Sandbox, sql: &str) {
-        let script = sandbox.path("script.sql");
-        fs::write(&script, sql).unwrap();
-        let output = self.client("mariadb").stdin(fs::File::open(script).unwrap()).stderr(Stdio::piped()).output();
-        let output = output.unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    /// Checksums of every table of ours.
-    fn checksums(&self) -> BTreeMap<String, String> {
-        let mut sums = BTreeMap::new();
-        for (database, tables) in DATABASES {
-            let names: Vec<String> = (0..tables).map(|n| format!("{database}.resources_{n:03}")).collect();
-            for line in self.query(&format!("CHECKSUM TABLE {}", names.join(", "))).lines() {
-                let (table, sum) = line.split_once('\t').unwrap();
-                sums.insert(table.to_owned(), sum.to_owned());
-            }
-        }
-        assert_eq!(sums.len(), DATABASES.iter().map(|(_, tables)| tables).sum::<usize>());
-        sums
-    }
-
-    /// The server's own check of everything.
-    fn check(&self) {
-        let mut check = self.client("mariadb-check");
-        let output = check.args(["--all-databases", "--silent"]).stdout(Stdio::piped()).stderr(Stdio::piped()).output();
-        let output = output.unwrap();
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success() && said.is_empty(), "mariadb-check: {said}");
     }
 }
 
@@ -174,21 +143,23 @@ macro_rules! needs_mariadb {
     };
 }
 
+/// A server with OpenStack's databases, which tests share and leave as it is; `None`, said loudly, where there is none.
+fn openstack() -> Option<Client> {
+    // A set for itself: while tables are made nothing else of the set could be started.
+    let services = Services::start("schemas", &["mariadb"], &[])?;
+    services.make_schemas()?;
+    Some(Client(services.fact("/mariadb/socket").into()))
+}
+
 #[test]
 fn mariadb_runs_on_the_snapshot_of_a_prepared_backup_and_reads_it_without_copying() {
     needs_mariadb!();
     let sandbox = Sandbox::fast();
-    let data = sandbox.path("data");
-    Database::make(&sandbox, &data);
-    let mut original = Database::start(&sandbox, "original", &data, &[]);
-    original.load(&sandbox, &schema());
-    let sums = original.checksums();
+    let Some(original) = openstack() else { return };
     let prepared = sandbox.source().join("prepared");
-    let target = format!("--target-dir={}", prepared.display());
-    let socket = format!("--socket={}", original.socket.display());
-    run("mariadb-backup", args!["--no-defaults", "--backup", "--user=root", socket, target]);
-    run("mariadb-backup", args!["--no-defaults", "--prepare", target]);
-    original.server.end();
+    original.back_up(&prepared);
+    let sums = original.checksums();
+    assert_eq!(original.query(KNOWN), "2000\n");
     sandbox.backup();
 
     let begun = Instant::now();
@@ -200,11 +171,12 @@ fn mariadb_runs_on_the_snapshot_of_a_prepared_backup_and_reads_it_without_copyin
         return;
     };
     let mut database = Database::start(&sandbox, "read-only", overlay.dir(), &["--innodb-read-only=1"]);
-    let count = database.query("SELECT COUNT(*) FROM compute.resources_000 WHERE state = 'active'");
+    let states = database.client.query(STATES);
+    let took = begun.elapsed();
     let (bytes, tables) = copied_up(&read_only.join("upper"));
-    eprintln!("read-only: {:?} from mount to the first answer, {} KiB copied up", begun.elapsed(), bytes >> 10);
-    assert_eq!(count.trim(), "40");
-    assert_eq!(database.checksums(), sums);
+    eprintln!("read-only: {took:?} from mount to the first answer, {} KiB copied up", bytes >> 10);
+    assert_eq!(states, ANSWER);
+    assert_eq!(database.client.checksums(), sums);
     assert_eq!(tables, Vec::<PathBuf>::new(), "read-only, and yet copied");
     // Logs and a few files of the server's own.
     assert!(bytes < 4 << 20, "{bytes} bytes are copied up");
@@ -214,13 +186,20 @@ fn mariadb_runs_on_the_snapshot_of_a_prepared_backup_and_reads_it_without_copyin
     let begun = Instant::now();
     let overlay = Attached::overlay(&lower, &writable).unwrap();
     let mut database = Database::start(&sandbox, "writable", overlay.dir(), &[]);
-    let rows = database.query("SELECT name, identity.doubled(21) FROM network.active ORDER BY name LIMIT 1");
-    eprintln!("writable: {:?} from overlay to the first answer", begun.elapsed());
-    assert_eq!(rows, "name 0\t42\n");
-    assert_eq!(database.checksums(), sums);
-    database.query("UPDATE compute.resources_004 SET deleted = 1; DROP TABLE identity.resources_049");
-    assert_eq!(database.query("SELECT COUNT(*) FROM compute.resources_004 WHERE deleted = 1").trim(), "40");
-    database.check();
+    let states = database.client.query(STATES);
+    let took = begun.elapsed();
+    let (bytes, tables) = copied_up(&writable.join("upper"));
+    eprintln!(
+        "writable: {took:?} from overlay to the first answer, {} KiB and {} tables copied up",
+        bytes >> 10,
+        tables.len()
+    );
+    assert_eq!(states, ANSWER);
+    assert_eq!(database.client.query(KNOWN), "2000\n");
+    assert_eq!(database.client.checksums(), sums);
+    database.client.query("UPDATE nova_cell1.instances SET power_state = 0; DROP TABLE nova_cell0.task_log");
+    assert_eq!(database.client.count("SELECT COUNT(*) FROM nova_cell1.instances WHERE power_state = 0"), 2000);
+    database.client.check();
     database.server.end();
     drop((database, overlay));
     crate::support::oracle::assert_rsync_finds_nothing(&prepared, &lower);
@@ -231,19 +210,22 @@ fn mariadb_runs_on_the_snapshot_of_a_prepared_backup_and_reads_it_without_copyin
 fn mariadb_recovers_on_the_snapshot_of_a_crash() {
     needs_mariadb!();
     let sandbox = Sandbox::fast();
+    let Some(openstack) = openstack() else { return };
     let data = sandbox.source().join("data");
-    Database::make(&sandbox, &data);
+    openstack.back_up(&data);
+    let mut sums = openstack.checksums();
     let mut original = Database::start(&sandbox, "original", &data, &[]);
-    original.load(&sandbox, &schema());
-    original.query("CREATE TABLE compute.written (n BIGINT AUTO_INCREMENT PRIMARY KEY, text VARCHAR(2000))");
-    let mut writer = original.client("mariadb");
-    let endless = "INSERT INTO compute.written (text) VALUES (REPEAT('x', 1500));\n".repeat(50_000);
+    let mut writer = original.client.command("mariadb");
+    let endless = "INSERT INTO nova_cell1.instance_faults (instance_uuid, code, message, details, deleted)
+                   SELECT uuid, 500, 'No valid host was found.', REPEAT('Traceback ', 150), 0
+                   FROM nova_cell1.instances WHERE id = 1;\n"
+        .repeat(50_000);
     let script = sandbox.path("endless.sql");
     fs::write(&script, endless).unwrap();
     let mut writer = writer.stdin(fs::File::open(script).unwrap()).spawn().unwrap();
-    let written = || original.query("SELECT COUNT(*) FROM compute.written").trim().parse::<u64>().unwrap();
-    assert!(within(LIMIT, || written() > 200), "nothing is written");
-    let before = written();
+    let written = |client: &Client| client.count("SELECT COUNT(*) FROM nova_cell1.instance_faults");
+    assert!(within(LIMIT, || written(&original.client) > 200), "nothing is written");
+    let before = written(&original.client);
     original.server.crash();
     let _ = writer.wait();
     sandbox.backup();
@@ -255,10 +237,15 @@ fn mariadb_recovers_on_the_snapshot_of_a_crash() {
         return;
     };
     let mut database = Database::start(&sandbox, "recovered", overlay.dir(), &[]);
-    let after = database.query("SELECT COUNT(*) FROM compute.written").trim().parse::<u64>().unwrap();
+    let states = database.client.query(STATES);
     eprintln!("after a crash: {:?} from mount to the first answer", begun.elapsed());
+    assert_eq!(states, ANSWER);
+    let after = written(&database.client);
     assert!(after >= before, "{after} rows are left of at least {before}");
-    database.check();
+    let mut recovered = database.client.checksums();
+    assert_ne!(recovered.remove("nova_cell1.instance_faults"), sums.remove("nova_cell1.instance_faults"));
+    assert_eq!(recovered, sums);
+    database.client.check();
     database.server.end();
     drop((database, overlay));
     crate::support::oracle::assert_rsync_finds_nothing(&data, &mount.latest().join("data"));
