@@ -42,7 +42,7 @@ pub(super) fn type_of(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
 }
 
-fn mtime(stat: &Stat) -> Time {
+pub(super) fn mtime(stat: &Stat) -> Time {
     Time { sec: stat.st_mtime, nsec: stat.st_mtime_nsec as u32 }
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Task {
     pub(super) dir: Arc<Dir>,
     pub(super) node: OwnedNode,
     pub(super) plan: Plan,
+    /// Of the first of several names: whether it has come to have the content, so that others may be links to it.
+    pub(super) is_done: Option<Arc<AtomicBool>>,
 }
 
 impl Task {
@@ -219,6 +221,9 @@ impl Context<'_> {
 
     /// Counts an entry.
     pub(super) fn done(&self, task: &Task, action: Action) {
+        if let Some(is_done) = &task.is_done {
+            is_done.store(true, Ordering::Release);
+        }
         let len = content_len(&task.node.node());
         self.progress.add(len);
         self.count(action, len, || task.path());
@@ -507,13 +512,17 @@ impl Context<'_> {
         // Its data was counted as it was written.
         let len = content_len(&node);
         self.progress.add(len - large.written.load(Ordering::Relaxed).min(len));
+        if let Some(is_done) = &task.is_done {
+            is_done.store(true, Ordering::Release);
+        }
         let action = if task.plan == Plan::Create { Action::Restored } else { Action::Updated };
         self.count(action, len, || task.path());
     }
 
-    /// Makes `task` another name of an entry restored before; restores it as its own if that is impossible.
-    pub(super) fn link(&self, first: &Place, first_name: &[u8], task: &Task) {
-        if task.plan == Plan::Skip || self.options.dry_run {
+    /// Makes `task` another name of an entry that was to be restored before; restores it as its own if that is impossible.
+    pub(super) fn link(&self, first: &Place, first_name: &[u8], is_done: &AtomicBool, task: &Task) {
+        // What has the first name may be anything that was there if it could not be restored.
+        if task.plan == Plan::Skip || self.options.dry_run || !is_done.load(Ordering::Acquire) {
             return self.restore(task);
         }
         let Ok(from) = first.open() else { return self.restore(task) };

@@ -22,7 +22,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -196,10 +196,12 @@ impl Context<'_> {
 
     /// A worker will get to the parts of `range` soon.
     fn announce_range(&self, range: &[(u64, Part)]) {
-        if let (Some((_, Part::Data { id: first, .. })), Some((_, Part::Data { id: last, .. }))) =
-            (range.first(), range.last())
-        {
-            self.repo.will_read_run(first, last);
+        let mut ids = range.iter().filter_map(|(_, part)| match part {
+            Part::Data { id, .. } => Some(id),
+            Part::Hole { .. } => None,
+        });
+        if let Some(first) = ids.next() {
+            self.repo.will_read_run(first, ids.next_back().unwrap_or(first));
         }
     }
 
@@ -362,13 +364,14 @@ enum Waiting {
     /// A directory, for its metadata.
     Directory { dir: Arc<Dir>, node: OwnedNode },
     /// Another name of an entry restored before.
-    Link { first: Arc<Place>, first_name: Box<[u8]>, task: Task },
+    Link { first: Arc<Place>, first_name: Box<[u8]>, is_done: Arc<AtomicBool>, task: Task },
 }
 
 /// The first name of an entry that has several.
 struct FirstName {
     place: Arc<Place>,
     name: Box<[u8]>,
+    is_done: Arc<AtomicBool>,
     /// Names to come.
     left: u32,
 }
@@ -662,11 +665,16 @@ impl<'c> Planner<'c> {
                 return self.context.progress.error(&dir.path_of(node.name), "look at", error);
             }
         };
-        let task = Task { dir, node: kept, plan };
+        let mut task = Task { dir, node: kept, plan, is_done: None };
         if node.metadata.nlink > 1 && plan != Plan::Skip {
             let key = link_key(node);
             if let Some(first) = self.links.get_mut(&key) {
-                let link = Waiting::Link { first: first.place.clone(), first_name: first.name.clone(), task };
+                let link = Waiting::Link {
+                    first: first.place.clone(),
+                    first_name: first.name.clone(),
+                    is_done: first.is_done.clone(),
+                    task,
+                };
                 first.left -= 1;
                 if first.left == 0 {
                     self.links.remove(&key);
@@ -674,7 +682,9 @@ impl<'c> Planner<'c> {
                 return self.defer(link);
             }
             let (place, name) = (task.dir.place.clone(), node.name.into());
-            self.links.insert(key, FirstName { place, name, left: node.metadata.nlink - 1 });
+            let is_done = Arc::new(AtomicBool::new(false));
+            task.is_done = Some(is_done.clone());
+            self.links.insert(key, FirstName { place, name, is_done, left: node.metadata.nlink - 1 });
         }
         if is_large(node) && matches!(plan, Plan::Create | Plan::Replace) && !self.context.options.dry_run {
             self.flush();
@@ -722,6 +732,7 @@ impl<'c> Planner<'c> {
             self.context.fail_large(&large, repo::Error::Cancelled);
         }
         if !range.is_empty() {
+            self.context.announce_range(&range);
             self.queue.push(large.range(range));
         }
         self.context.release(&large);
@@ -769,7 +780,9 @@ impl<'c> Planner<'c> {
         }
         match waiting {
             Waiting::Directory { dir, node } => self.context.finish_directory(&dir, &node.node()),
-            Waiting::Link { first, first_name, task } => self.context.link(&first, &first_name, &task),
+            Waiting::Link { first, first_name, is_done, task } => {
+                self.context.link(&first, &first_name, &is_done, &task);
+            }
         }
     }
 }
@@ -812,7 +825,9 @@ impl Context<'_> {
             let stat = existing::stat(&parent.fd, node.name)?.ok_or(Errno::NOENT)?;
             if existing::type_of(&stat) == FileType::Directory {
                 made = false;
-            } else if self.options.overwrite == Overwrite::Never {
+            } else if self.options.overwrite == Overwrite::Never
+                || self.options.overwrite == Overwrite::IfNewer && node.metadata.mtime <= existing::mtime(&stat)
+            {
                 return Err(io::Error::other("something that is not a directory is there and is not overwritten"));
             } else {
                 existing::remove(&parent.fd, node.name, &self.options.protected)?;

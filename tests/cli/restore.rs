@@ -88,6 +88,46 @@ fn overwrite_decides_what_happens_to_what_is_there() {
 }
 
 #[test]
+fn a_newer_file_in_the_place_of_a_directory_stays() {
+    let sandbox = with_tree();
+    let target = sandbox.path("target");
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join("d"), "newer").unwrap();
+    generate::set_time(&target.join("d"), 7_000_000_000, 0);
+    let args = args!["restore", selected(&sandbox), "--target", target, "--overwrite", "if-newer"];
+    sandbox.exits(3, args).says("/d");
+    assert_eq!(fs::read_to_string(target.join("d")).unwrap(), "newer");
+    assert!(target.join("a").exists());
+}
+
+#[test]
+fn a_name_is_no_link_to_what_could_not_be_restored() {
+    for other in [None, Some("other")] {
+        let sandbox = Sandbox::new();
+        let first = sandbox.write("first", generate::noise(1, 300_000));
+        fs::hard_link(&first, sandbox.source().join("second")).unwrap();
+        sandbox.backup();
+        for pack in sandbox.objects("packs") {
+            let mut bytes = fs::read(&pack).unwrap();
+            if bytes.len() > 250_000 {
+                bytes[100_000] ^= 1;
+                fs::write(&pack, bytes).unwrap();
+            }
+        }
+        let target = sandbox.path("target");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("first"), "old").unwrap();
+        if let Some(other) = other {
+            fs::write(target.join("second"), other).unwrap();
+        }
+        let run = sandbox.exits(3, args!["restore", selected(&sandbox), "--target", target]);
+        assert_eq!(run.err().matches("is damaged").count(), 2, "{run:?}");
+        assert_eq!(fs::read_to_string(target.join("first")).unwrap(), "old");
+        assert_eq!(fs::read_to_string(target.join("second")).ok().as_deref(), other);
+    }
+}
+
+#[test]
 fn delete_removes_what_the_snapshot_does_not_have_and_only_inside_what_is_restored() {
     let sandbox = with_tree();
     let target = sandbox.path("target");
