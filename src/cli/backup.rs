@@ -21,7 +21,7 @@ use crate::repo::writer::{PACK_LEN_DEFAULT, WriteOptions};
 use crate::source::exclude::{Excludes, Tag, parse_size, read_patterns};
 use crate::source::files_from::{read_globs, read_lines, read_raw};
 use crate::source::pattern::{Case, Patterns};
-use crate::source::{EntryKind, Event, Walk, WalkOptions};
+use crate::source::{EntryKind, Event, LeftOut, Walk, WalkOptions};
 
 /// Arguments of `backup`.
 #[derive(clap::Args, Debug, Default)]
@@ -180,16 +180,20 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         bail!("nothing to back up: give paths, --files-from, --stdin, --stdin-from-command or --command");
     }
     let (excludes, patterns) = excludes(args)?;
-    let walk = WalkOptions {
+    let mut walk = WalkOptions {
         targets,
         excludes,
         one_file_system: args.one_file_system,
         read_special: args.read_special,
         with_atime: args.with_atime,
+        left_out: LeftOut::default(),
     };
     check_names(&streams, &walk)?;
     let time = args.time.as_deref().map(select::parse_time).transpose()?;
     let repo = global.open_repository_with_cache(CACHE_LEN)?;
+    let location = repo.location();
+    let directory = (!repo.backend().is_remote()).then(|| location.strip_prefix("local:").unwrap_or(&location));
+    walk.left_out = LeftOut::new(directory.map(std::path::Path::new));
     let parent = match &args.parent {
         _ if args.force => ParentChoice::None,
         None => ParentChoice::Newest,

@@ -165,11 +165,16 @@ fn check_directory(repo: &Repository, global: &Global, directory: &Path) -> Resu
     {
         bail!("cannot mount on `{shown}`: the repository is there");
     }
+    // What is in the directory would not be in the next backup. An empty one inside a source hides nothing, and backups
+    // leave mounts of repositories out.
     let hides = |snapshot: &Snapshot| {
-        snapshot.paths.iter().any(|source| Path::new(OsStr::from_bytes(source)).starts_with(&path))
+        let mut sources = snapshot.paths.iter().map(|source| Path::new(OsStr::from_bytes(source)));
+        sources.any(|source| source.starts_with(&path) || path.starts_with(source))
     };
     if !is_empty(&path) && repo.snapshots()?.iter().any(|(_, snapshot)| hides(snapshot)) {
-        bail!("cannot mount on `{shown}`: snapshots are made of it, and the next one would be of the mount");
+        bail!(
+            "cannot mount on `{shown}`: it has files that backups are made of, and that the mount would hide from them"
+        );
     }
     Ok(())
 }

@@ -61,6 +61,9 @@ pub enum Error {
     /// There is one already.
     #[error("`{0}` is a mount of bygone already: use it, or end it with `bygone umount {0}`")]
     Mounted(PathBuf),
+    /// There is one that nobody serves.
+    #[error("`{0}` is a mount of bygone whose process is gone: end it with `bygone umount {0}`")]
+    Dead(PathBuf),
     /// A mount of ours was expected.
     #[error("`{0}` is not a mount of bygone")]
     NotOurs(PathBuf),
@@ -102,7 +105,10 @@ pub fn attach(directory: &Path, source: &str, allow_other: bool) -> Result<(Owne
     let system = |op| move |source| Error::System { op, path: directory.to_owned(), source };
     let path = fs::canonicalize(directory).map_err(system("find"))?;
     if device_at(&path).map_err(system("look for mounts at"))?.is_some() {
-        return Err(Error::Mounted(directory.to_owned()));
+        // Attributes may be remembered; this is always asked.
+        let is_served = !matches!(rustix::fs::statfs(&path), Err(Errno::NOTCONN));
+        let error = if is_served { Error::Mounted } else { Error::Dead };
+        return Err(error(directory.to_owned()));
     }
     let metadata = fs::metadata(&path).map_err(system("examine"))?;
     if !metadata.is_dir() {

@@ -15,4 +15,4 @@ mod walk;
 
 pub use directory::{Directory, OpenFile};
 pub use metadata::{EntryKind, Stat};
-pub use walk::{Entry, Error, Event, Walk, WalkOptions};
+pub use walk::{Entry, Error, Event, LeftOut, Walk, WalkOptions};

@@ -15,8 +15,11 @@ use crate::source::targets::{TargetIndex, Targets, resolve};
 use ignore::gitignore::Gitignore;
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// What to walk.
@@ -32,6 +35,47 @@ pub struct WalkOptions {
     pub read_special: bool,
     /// Keep access times.
     pub with_atime: bool,
+    /// Directories that are kept empty unless they are targets.
+    pub left_out: LeftOut,
+}
+
+/// What would back up backups.
+#[derive(Clone, Debug, Default)]
+pub struct LeftOut {
+    /// Device and inode number of the repository's own directory.
+    pub repository: Option<(u64, u64)>,
+    /// Device numbers of mounted repositories.
+    pub mounts: HashSet<u64>,
+}
+
+impl LeftOut {
+    /// The repositories that are mounted on this host, and the one in `directory`, if it is in one.
+    pub fn new(directory: Option<&Path>) -> Self {
+        let repository = directory.and_then(|directory| {
+            let metadata = std::fs::metadata(directory).ok()?;
+            Some((metadata.dev(), metadata.ino()))
+        });
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        Self { repository, mounts: mounts.lines().filter_map(mounted_repository).collect() }
+    }
+
+    /// A target is what it is, wherever it lies.
+    fn make_way(&mut self, stat: &Stat) {
+        self.mounts.remove(&stat.metadata.dev);
+    }
+
+    fn has(&self, stat: &Stat) -> bool {
+        let Metadata { dev, inode, .. } = stat.metadata;
+        self.repository == Some((dev, inode)) || self.mounts.contains(&dev)
+    }
+}
+
+/// The device number of a line of mountinfo about a mounted repository: see proc_pid_mountinfo(5).
+fn mounted_repository(line: &str) -> Option<u64> {
+    let (before, after) = line.split_once(" - ")?;
+    let (major, minor) = before.split(' ').nth(2)?.split_once(':')?;
+    (after.split(' ').next() == Some("fuse.bygone"))
+        .then(|| Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?)))?
 }
 
 /// A walk that cannot begin.
@@ -342,6 +386,11 @@ impl<'p> Walk<'p> {
                 directory
             }
         };
+        if seen.explicit {
+            self.options.left_out.make_way(&stat);
+        } else {
+            seen.whole &= !self.options.left_out.has(&stat);
+        }
         if seen.explicit && self.options.one_file_system {
             seen.device = Some(stat.metadata.dev);
         }

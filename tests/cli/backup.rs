@@ -528,3 +528,27 @@ fn names_of_hosts_and_tags_that_no_snapshot_could_hold_or_show_are_refused() {
     sandbox.exits(1, args!["backup", "--exclude", pattern, sandbox.source()]).says("exclude pattern");
     assert_eq!(sandbox.snapshots().len(), 1);
 }
+
+#[test]
+fn the_repository_and_mounts_of_repositories_are_left_out_unless_they_are_asked_for() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "content");
+    fs::create_dir(sandbox.source().join("mnt")).unwrap();
+    sandbox.backup();
+    let everything = sandbox.path("");
+    let entries = |sandbox: &Sandbox, below: &str| {
+        let run = sandbox.ok(args!["ls", "latest", "--recursive"]);
+        run.out().lines().filter(|line| line.contains(below)).count()
+    };
+    sandbox.ok(args!["backup", everything]);
+    assert_eq!(entries(&sandbox, "/repository"), 1, "only the directory itself");
+    sandbox.ok(args!["backup", sandbox.repository()]);
+    assert!(entries(&sandbox, "/repository/") > 3);
+    needs_fuse!();
+    let mount = sandbox.mount("source/mnt");
+    sandbox.backup();
+    assert_eq!(entries(&sandbox, "/source/"), 2, "the file and the empty directory");
+    let first = mount.dir().join("ids").join(&sandbox.snapshots()[0][..8]);
+    sandbox.ok(args!["backup", first.join(sandbox.source().strip_prefix("/").unwrap())]);
+    assert_eq!(entries(&sandbox, "/file"), 1, "what is named is what it is");
+}

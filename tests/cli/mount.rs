@@ -203,6 +203,30 @@ fn a_mount_point_that_cannot_serve_is_named() {
 }
 
 #[test]
+fn a_mount_hides_no_files_from_the_next_backup() {
+    needs_fuse!();
+    let sandbox = Sandbox::new();
+    let inside = sandbox.write("deep/file", "wanted").parent().unwrap().to_owned();
+    sandbox.backup();
+    for dir in [&inside, &sandbox.source(), &sandbox.path("")] {
+        sandbox.exits(1, args!["mount", dir]).says("cannot mount on");
+    }
+    assert_eq!(std::fs::read_to_string(inside.join("file")).unwrap(), "wanted");
+}
+
+#[test]
+fn a_mount_whose_process_is_gone_is_told_from_one_that_is_served() {
+    needs_fuse!();
+    let sandbox = with_snapshots();
+    let mut mount = crate::support::mount::Foreground::start(&sandbox, &[]);
+    sandbox.exits(1, args!["mount", sandbox.path("mnt")]).says("is a mount of bygone already");
+    mount.process.kill().unwrap();
+    mount.process.wait().unwrap();
+    sandbox.exits(1, args!["mount", sandbox.path("mnt")]).says("whose process is gone");
+    sandbox.ok(args!["umount", sandbox.path("mnt")]);
+}
+
+#[test]
 fn a_mount_where_fuse_is_missing_says_what_to_do() {
     needs_root!();
     let sandbox = with_snapshots();
