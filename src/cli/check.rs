@@ -70,7 +70,8 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
 }
 
 fn print(report: &Report, keyless: bool, global: &Global) -> std::io::Result<()> {
-    for problem in &report.problems {
+    // As JSON they are in the summary.
+    for problem in report.problems.iter().filter(|_| !global.json) {
         tell(format_args!("error: {}", quote(problem.what.as_bytes())));
         problem.paths.iter().for_each(|path| tell(format_args!("  affects {}", quote(path))));
         if problem.paths_more > 0 {

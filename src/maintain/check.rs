@@ -135,6 +135,9 @@ struct Indexed {
 
 type Packs = HashMap<ObjectId, Indexed>;
 
+/// Packs that are not stored, and what they held.
+type Lost = Vec<(ObjectName, Vec<BlobId>)>;
+
 fn hash_of(blobs: &[PackedBlob]) -> [u8; 32] {
     let mut table = Vec::new();
     encode_blobs(blobs, &mut table);
@@ -152,12 +155,17 @@ pub fn run(repo: &Arc<Repository>, read: Option<Subset>, progress: &Arc<Progress
         stored.insert(found.id, found.len);
     })?;
     let mut suspects = Suspects::default();
-    let indexed = check_index(repo, &stored, &mut suspects, &mut report)?;
+    let before = report.problems.len();
+    let (indexed, lost) = check_index(repo, &stored, &mut suspects, &mut report)?;
     let unindexed = stored.keys().filter(|id| !indexed.contains_key(id)).count();
     if unindexed > 0 {
-        report.notes.push(format!(
-            "{unindexed} packs are in no index: left by interrupted backups, or being written right now; they do no harm"
-        ));
+        let are = if unindexed == 1 { "1 pack is" } else { &format!("{unindexed} packs are") };
+        report.notes.push(match report.problems.len() > before {
+            true => format!("{are} in no index that can be read, and may be needed: do not remove any"),
+            false => {
+                format!("{are} in no index: left by interrupted backups, or being written right now; that does no harm")
+            }
+        });
     }
     if let Some(subset) = read {
         read_packs(repo, &indexed, &stored, subset, &mut suspects, &mut report, progress)?;
@@ -166,6 +174,15 @@ pub fn run(repo: &Arc<Repository>, read: Option<Subset>, progress: &Arc<Progress
     // Packs may have been listed before the newest snapshots were written; only what is missing now is wrong. What else
     // holds a blob of a lost pack, readers find.
     repo.hide_lost_packs()?;
+    for (pack, mut blobs) in lost {
+        blobs.retain(|id| !repo.has(id));
+        if blobs.is_empty() {
+            report.notes.push(format!("{pack} is missing, but all that was in it is stored elsewhere, too"));
+        } else {
+            let problem = report.problem(format!("{pack} is missing, and {} blobs with it", blobs.len()));
+            suspects.add(problem, blobs.into_iter());
+        }
+    }
     let mut trees = Trees::new(repo, &suspects, &mut report, progress);
     for (id, root, entries) in snapshots {
         trees.check(id, root, entries)?;
@@ -173,14 +190,16 @@ pub fn run(repo: &Arc<Repository>, read: Option<Subset>, progress: &Arc<Progress
     Ok(report)
 }
 
-/// Loads every index object; each pack they name must be stored with its length, and they must agree about it.
+/// Loads every index object; they must agree about each pack they name, and it must have its length. Packs that are not
+/// stored are returned, with their blobs.
 fn check_index(
     repo: &Repository,
     stored: &HashMap<ObjectId, u64>,
     suspects: &mut Suspects,
     report: &mut Report,
-) -> Result<Packs> {
+) -> Result<(Packs, Lost)> {
     let mut indexed = Packs::new();
+    let mut lost = Lost::new();
     for by in repo.index_ids()? {
         let packs = match repo.index_object(&by) {
             Ok(packs) => packs,
@@ -207,7 +226,10 @@ fn check_index(
             // stored since is asked for itself.
             let found = stored.get(&pack.id).copied().or_else(|| repo.backend().len(name).ok());
             let problem = match found {
-                None => report.problem(format!("{name} is missing, and {} blobs with it", pack.blobs.len())),
+                None => {
+                    lost.push((name, pack.blobs.iter().map(|blob| blob.id).collect()));
+                    continue;
+                }
                 Some(len) if len != pack.len => {
                     report.problem(format!("{name} is damaged: it has {len} bytes instead of {}", pack.len))
                 }
@@ -216,7 +238,7 @@ fn check_index(
             suspects.add(problem, pack.blobs.iter().map(|blob| blob.id));
         }
     }
-    Ok(indexed)
+    Ok((indexed, lost))
 }
 
 /// Reads every snapshot; returns the trees at their roots and how many entries are to be below them.
