@@ -92,7 +92,11 @@ impl Local {
         if self.durable.lock().expect("no panic while held").contains(directory) {
             return Ok(());
         }
-        let above = directory.parent().expect("objects lie below the root");
+        let above = match directory.parent().expect("objects lie below the root") {
+            // Of a relative path of one name.
+            above if above.as_os_str().is_empty() => Path::new("."),
+            above => above,
+        };
         // One sync is enough for all that are there before it.
         let mut there = vec![directory.to_owned()];
         for entry in fs::read_dir(above).into_iter().flatten().flatten() {

@@ -107,6 +107,8 @@ pub enum ErrorKind {
     Truncated,
     /// Might work when tried again.
     Transient,
+    /// A store far away did not answer as it should: that says nothing of the object.
+    Unanswered,
     /// Anything else.
     Other,
 }

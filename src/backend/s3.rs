@@ -219,6 +219,12 @@ impl S3 {
             }
             loader = loader.credentials_provider(provider.build());
         }
+        if let (Some(profile), None) = (&settings.profile, &settings.credentials_file) {
+            // Given as an option it counts more than $AWS_ACCESS_KEY_ID, which is asked first otherwise.
+            let http = ProviderConfig::empty().with_http_client(Transport::new(self.http.clone()));
+            let provider = ProfileFileCredentialsProvider::builder().configure(&http).profile_name(profile);
+            loader = loader.credentials_provider(provider.build());
+        }
         if settings.anonymous {
             loader = loader.no_credentials();
         }

@@ -205,7 +205,7 @@ impl<S: Store> Remote<S> {
             FailureKind::Full => (ErrorKind::Full, io::ErrorKind::StorageFull),
             FailureKind::Truncated => (ErrorKind::Truncated, io::ErrorKind::UnexpectedEof),
             FailureKind::Transient | FailureKind::Unreachable => (ErrorKind::Transient, io::ErrorKind::Other),
-            FailureKind::Other => (ErrorKind::Other, io::ErrorKind::Other),
+            FailureKind::Other => (ErrorKind::Unanswered, io::ErrorKind::Other),
         };
         let source = io::Error::new(io, failure.what);
         Error { op, object: object.to_string(), location: self.location(), kind, source }

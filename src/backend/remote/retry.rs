@@ -53,7 +53,8 @@ impl Retry {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let start = Instant::now();
+        // An attempt may take long because there is much to send: only what comes after it counts.
+        let mut failing_since = None;
         let mut pause = PAUSE_MIN;
         let mut attempts = 1u32;
         loop {
@@ -74,8 +75,10 @@ impl Retry {
                 self.reached.store(true, Ordering::Relaxed);
             }
             let wait = failure.retry_after.map_or_else(|| jitter(pause), |asked| asked.min(PAUSE_ASKED_MAX));
-            if start.elapsed() + wait > deadline {
-                let what = format!("{}; given up after {attempts} attempts", failure.what);
+            let since = *failing_since.get_or_insert_with(Instant::now);
+            if since.elapsed() + wait > deadline {
+                let times = if attempts == 1 { "1 attempt" } else { &format!("{attempts} attempts") };
+                let what = format!("{}; given up after {times}", failure.what);
                 return Err(Failure { what, ..failure });
             }
             tokio::time::sleep(wait).await;
@@ -197,7 +200,11 @@ mod tests {
         let busy =
             || Failure { retry_after: Some(Duration::from_secs(60)), ..Failure::new(FailureKind::Transient, "busy") };
         let failure = block_on(retry.run(async || Err::<(), _>(busy()))).expect_err("fails");
-        assert!(start.elapsed() < Duration::from_secs(5) && failure.what.contains("1 attempts"), "{}", failure.what);
+        assert!(
+            start.elapsed() < Duration::from_secs(5) && failure.what.contains("after 1 attempt"),
+            "{}",
+            failure.what
+        );
     }
 
     #[test]

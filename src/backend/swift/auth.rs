@@ -248,6 +248,9 @@ impl Auth {
     }
 
     async fn sign_in_v1(&self, http: &Http, url: &str, user: &str, key: &Secret) -> Outcome<Token> {
+        if !url.starts_with("http://") && !url.starts_with("https://") {
+            return Err(other(format!("`{url}` in ST_AUTH is no address: it begins with http:// or https://")));
+        }
         let bad = |_| other("ST_USER or ST_KEY has characters that a header cannot have");
         let mut key = HeaderValue::from_str(key).map_err(bad)?;
         key.set_sensitive(true);
