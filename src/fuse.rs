@@ -170,7 +170,7 @@ impl Prefiller {
     fn submit(&self, shared: &Arc<Shared>, what: Prefill) {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= PREFILLS_MAX {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
-            return;
+            return shared.vfs.not_prefilled(&what);
         }
         let (shared, waiting) = (shared.clone(), self.waiting.clone());
         self.pool.submit(Urgency::Normal, move || {

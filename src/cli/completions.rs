@@ -43,7 +43,7 @@ pub fn man_pages() -> Vec<(String, Vec<u8>)> {
     let mut command = Cli::command();
     command.build();
     let mut pages = vec![page(&command, "bygone".to_owned())];
-    for sub in command.get_subcommands() {
+    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
         let name = format!("bygone-{}", sub.get_name());
         pages.push(page(
             &sub.clone().name(name.clone()).display_name(name.clone()).bin_name(name.replace('-', " ")),

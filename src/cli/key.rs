@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::exit::Exit;
 use super::output::{self, local_time, print_table, quote, rfc3339};
@@ -60,6 +60,7 @@ impl New {
             return PasswordArgs { password_file: None, password_command, insecure_no_password }.read("", false);
         }
         secret::from_prompt("new password", true)
+            .context("the new password: use --new-password-file or --new-password-command where there is no terminal")
     }
 }
 

@@ -49,7 +49,7 @@ use crate::repo::{OpenOptions, Repository};
 
 /// Backups that are directories: deduplicated, compressed, encrypted restore points, each a tree to browse and copy from.
 #[derive(Parser, Debug)]
-#[command(name = "bygone", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(name = "bygone", version, propagate_version = true)]
 #[command(after_long_help = MORE)]
 pub struct Cli {
     /// Options that every command knows.
@@ -305,8 +305,9 @@ impl Global {
         }
         match std::env::var("RESTIC_REPOSITORY") {
             Ok(name) => {
+                static TOLD: std::sync::Once = std::sync::Once::new();
                 if !self.quiet {
-                    self.tell("note", "no repository given; using $RESTIC_REPOSITORY");
+                    TOLD.call_once(|| self.tell("note", "no repository given; using $RESTIC_REPOSITORY"));
                 }
                 Ok(name)
             }

@@ -41,7 +41,7 @@ pub enum Error {
         what: String,
     },
     /// A blob that a tree names is in no index.
-    #[error("{kind:?} blob {id} is missing from the index of {location}")]
+    #[error("{kind:?} blob {id} is in no pack of {location} that is there; `bygone check` tells which is missing")]
     MissingBlob {
         /// Its kind.
         kind: BlobKind,

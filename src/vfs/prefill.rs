@@ -216,6 +216,13 @@ impl Vfs {
         Some(Prefill::Files { reader, instance: at.instance, ranks })
     }
 
+    /// What was to be handed over is not: its reader's next request is to bring it up again.
+    pub fn not_prefilled(&self, what: &Prefill) {
+        if let Prefill::Files { reader, ranks, .. } = what {
+            self.prefills.readers.lock().expect("no panic while held").stopped(*reader, ranks.start);
+        }
+    }
+
     /// Hands over; waits for storage.
     pub fn prefill(&self, what: &Prefill, take: Take<'_>) {
         match what {
