@@ -3,7 +3,8 @@
 //!
 //! A new chunk lies where the chunks around it lie in the earlier version. Chunks that are there unchanged say so, and so
 //! do two in a row of the same lengths as two there: cut points move with the content, and most edits keep most lengths.
-//! Where neither is found, what was known last holds. A wrong guess costs time, never correctness: a delta is followed
+//! Those that keep none move them by little: several in a row of about the lengths of as many there say so, too. Where
+//! nothing is found, what was known last holds. A wrong guess costs time, never correctness: a delta is followed
 //! once more and compared before it is kept.
 
 use std::cell::RefCell;
@@ -23,6 +24,14 @@ const PARTS_MAX: usize = 1 << 20;
 const SAME_MAX: usize = 256;
 /// Places at most where two lengths in a row say something.
 const TWINS_MAX: usize = 4;
+/// Lengths are about the same if they differ by one part in so many.
+const LIKE_ONE_IN: u32 = 64;
+/// So many in a row about the same say where they are, among so many parts either way of where they are expected.
+const LIKE_NEAR: usize = 4;
+const LIKE_NEAR_PARTS: usize = 256;
+/// And so many in a row, wherever they are; not compared with more parts than this.
+const LIKE_FAR: usize = 6;
+const LIKE_FAR_PARTS: usize = 4096;
 /// Parts that a delta is looked for in.
 const REGION_PARTS_MAX: usize = 12;
 /// Bytes of them, but for one part that is longer.
@@ -107,6 +116,7 @@ impl Earlier {
         let mut anchored = Vec::with_capacity(chunks.len());
         for (number, chunk) in chunks.iter().enumerate() {
             let anchor = self.anchor(chunk, chunks.get(number + 1), drift);
+            let anchor = anchor.or_else(|| self.alike(&chunks[number..], drift));
             drift = anchor.unwrap_or(drift);
             before.push(drift);
             anchored.push(anchor);
@@ -142,6 +152,36 @@ impl Earlier {
         let twins = self.by_len[from..].iter().take(TWINS_MAX + 1);
         let twins = twins.take_while(|number| lens(&self.parts, **number) == wanted).count();
         if (1..=TWINS_MAX).contains(&twins) { nearest(&self.by_len[from..from + twins]) } else { None }
+    }
+
+    /// The drift at the first of `chunks`, if about as long ones follow one another in the earlier version. Chance is no
+    /// danger: one length in some 30 is about another.
+    fn alike(&self, chunks: &[NewChunk], drift: i64) -> Option<i64> {
+        let first = chunks.first()?;
+        let place = |number: usize| self.parts[number].offset as i64 - first.offset as i64;
+        let nearest = |numbers: &mut dyn Iterator<Item = usize>, count: usize| {
+            let new = chunks.get(..count)?;
+            let is_alike = |number: &usize| {
+                let old = self.parts.get(*number..number + count);
+                old.is_some_and(|old| new.iter().zip(old).all(|(new, old)| is_about(new.len, old.len)))
+            };
+            numbers.filter(is_alike).map(place).min_by_key(|found| (found - drift).unsigned_abs())
+        };
+        let expected = u64::try_from((first.offset as i64).saturating_add(drift)).unwrap_or(0);
+        let expected = self.parts.partition_point(|part| part.end() <= expected);
+        let near = expected.saturating_sub(LIKE_NEAR_PARTS)..self.parts.len().min(expected + LIKE_NEAR_PARTS);
+        nearest(&mut near.into_iter(), LIKE_NEAR).or_else(|| {
+            let slack = first.len / LIKE_ONE_IN;
+            let len = |number: &u32| lens(&self.parts, *number).0;
+            let from = self.by_len.partition_point(|number| len(number) < first.len - slack);
+            let to = self.by_len.partition_point(|number| len(number) <= first.len + slack);
+            let far = &self.by_len[from..to];
+            if far.len() > LIKE_FAR_PARTS {
+                None
+            } else {
+                nearest(&mut far.iter().map(|number| *number as usize), LIKE_FAR)
+            }
+        })
     }
 
     fn regions(&self, chunk: &NewChunk, before: i64, after: i64) -> Vec<Region> {
@@ -193,6 +233,11 @@ impl Earlier {
         let parts: Vec<_> = parts.iter().map(|part| (part.id, part.len)).collect();
         (!parts.is_empty()).then_some(Region { parts, at })
     }
+}
+
+/// Whether an edit may have made one length of the other.
+fn is_about(new: u32, old: u32) -> bool {
+    new.abs_diff(old) <= new / LIKE_ONE_IN
 }
 
 fn lens(parts: &[EarlierPart], number: u32) -> (u32, u32) {
@@ -355,8 +400,11 @@ mod tests {
 
     /// An earlier version of the chunks `names`.
     fn earlier(names: &[u64]) -> Earlier {
+        earlier_of(chunks(names).iter().map(|chunk| Part::Data { id: chunk.id, len: chunk.len }).collect())
+    }
+
+    fn earlier_of(parts: Vec<Part>) -> Earlier {
         let mut sample = Sample::new();
-        let parts: Vec<Part> = chunks(names).iter().map(|chunk| Part::Data { id: chunk.id, len: chunk.len }).collect();
         let size = parts.iter().map(Part::len).sum();
         let root = sample.blob(BlobKind::List, &ListPage::Parts(parts).encode());
         let tree = sample.tree(&[]);
@@ -400,6 +448,44 @@ mod tests {
                 let wrong = wrong.count();
                 assert!(wrong <= 2 * 8, "{what}, one in {keep_one_in} kept: {wrong} are looked for elsewhere");
             }
+        }
+    }
+
+    #[test]
+    fn chunks_whose_lengths_all_changed_a_little_are_looked_for_where_they_were() {
+        // Lengths without any order, as cut points make them.
+        let len = |name: u64| {
+            20_000
+                + blake3::hash(&name.to_le_bytes()).as_bytes()[0..2]
+                    .iter()
+                    .fold(0, |sum, byte| sum * 256 + u32::from(*byte))
+                    % 50_000
+        };
+        let old: Vec<u64> = (0..2000).collect();
+        let before: Vec<Part> = old.iter().map(|name| Part::Data { id: id(*name), len: len(*name) }).collect();
+        for (what, names) in [
+            ("as it was", old.clone()),
+            ("chunks before all", (9000..9020).chain(old.clone()).collect()),
+            ("chunks that are gone at the beginning", (15..2000).collect::<Vec<u64>>()),
+            ("and in the middle", (15..700).chain(750..2000).collect()),
+            ("a part that is far from where it was", (1500..2000).chain(0..1500).collect()),
+        ] {
+            let mut offset = 0;
+            let chunk = |name: &u64| {
+                let chunk = NewChunk { offset, len: len(*name) + 20 + (name % 7) as u32, id: id(name + EDITED) };
+                offset += u64::from(chunk.len);
+                chunk
+            };
+            let new: Vec<NewChunk> = names.iter().map(chunk).collect();
+            let mut earlier = earlier_of(before.clone());
+            let mut wrong = 0;
+            for (names, run) in names.chunks(64).zip(new.chunks(64)) {
+                for (name, regions) in names.iter().zip(earlier.align(run, |_| true)) {
+                    let is_in = |region: &Region| region.parts.iter().any(|(part, _)| *part == id(*name));
+                    wrong += usize::from(*name < 2000 && !regions.iter().any(is_in));
+                }
+            }
+            assert!(wrong <= 8, "{what}: {wrong} are looked for elsewhere");
         }
     }
 
