@@ -93,12 +93,14 @@ pub fn mount(vfs: Arc<Vfs>, directory: &Path, options: Options) -> mount::Result
         notifier: OnceLock::new(),
         device: OnceLock::new(),
         stats: Stats::default(),
+        waiting: AtomicUsize::new(0),
     });
     let watch = Arc::new(OnceLock::new());
     let prefillers = if options.remote { REMOTE_PREFILLERS } else { cores() };
     let prefill = Prefiller {
         pool: Pool::new("prefill", prefillers).map_err(failed("start threads for"))?,
         waiting: Arc::new(AtomicUsize::new(0)),
+        watch: watch.clone(),
     };
     let adapter = Adapter {
         shared: shared.clone(),
@@ -145,6 +147,8 @@ struct Shared {
     notifier: OnceLock<Notifier>,
     device: OnceLock<OwnedFd>,
     stats: Stats,
+    /// Requests that workers have, or will.
+    waiting: AtomicUsize,
 }
 
 struct Adapter {
@@ -164,6 +168,7 @@ struct Adapter {
 struct Prefiller {
     pool: Pool,
     waiting: Arc<AtomicUsize>,
+    watch: Arc<OnceLock<Watch>>,
 }
 
 impl Prefiller {
@@ -172,17 +177,22 @@ impl Prefiller {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return shared.vfs.not_prefilled(&what);
         }
-        let (shared, waiting) = (shared.clone(), self.waiting.clone());
+        let (shared, waiting, watch) = (shared.clone(), self.waiting.clone(), self.watch.clone());
         self.pool.submit(Urgency::Normal, move || {
             waiting.fetch_sub(1, Ordering::Relaxed);
             let Some(device) = shared.device.get() else { return };
-            shared.vfs.prefill(&what, &mut |number, offset, bytes| {
+            let mut take = |number, offset, bytes: &[u8]| {
                 let is_known = store(device, number, offset, bytes).is_ok();
                 if is_known {
                     shared.stats.prefilled(bytes.len());
                 }
                 is_known
-            });
+            };
+            let is_idle = || {
+                let others = shared.waiting.load(Ordering::Relaxed) + waiting.load(Ordering::Relaxed);
+                others == 0 && !watch.get().is_some_and(Watch::is_pending)
+            };
+            shared.vfs.prefill(&what, &mut take, &is_idle);
         });
     }
 }
@@ -371,11 +381,13 @@ impl Adapter {
         if let Some(reply) = unanswered {
             if stale || self.remote || self.watch.get().is_none_or(Watch::is_pending) {
                 let shared = self.shared.clone();
+                shared.waiting.fetch_add(1, Ordering::Relaxed);
                 self.pool.submit(Urgency::Urgent, move || {
                     if stale {
                         shared.refresh();
                     }
                     shared.attempt(kind, came, Wait::Yes, reply, &work);
+                    shared.waiting.fetch_sub(1, Ordering::Relaxed);
                 });
             } else {
                 self.shared.attempt(kind, came, Wait::Yes, reply, &work);

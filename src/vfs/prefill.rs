@@ -223,8 +223,9 @@ impl Vfs {
         }
     }
 
-    /// Hands over; waits for storage.
-    pub fn prefill(&self, what: &Prefill, take: Take<'_>) {
+    /// Hands over; waits for storage. What nobody has come near is handed over only as long as nobody waits for anything
+    /// else, which `is_idle` tells.
+    pub fn prefill(&self, what: &Prefill, take: Take<'_>, is_idle: &dyn Fn() -> bool) {
         match what {
             Prefill::Files { reader, instance, ranks } => {
                 let stop = self.prefill_files(*instance, ranks.clone(), take);
@@ -233,7 +234,7 @@ impl Vfs {
                 }
             }
             Prefill::Around { number, offset } => {
-                let _ = self.prefill_around(*number, *offset, take);
+                let _ = self.prefill_around(*number, *offset, take, is_idle);
             }
         }
     }
@@ -280,7 +281,7 @@ impl Vfs {
         unknown.map_or(ranks.end, |(first, _)| first)
     }
 
-    fn prefill_around(&self, number: u64, offset: u64, take: Take<'_>) -> Option<()> {
+    fn prefill_around(&self, number: u64, offset: u64, take: Take<'_>, is_idle: &dyn Fn() -> bool) -> Option<()> {
         let file = self.file(number, Wait::Yes).ok()?;
         let (location, _) = self.place(&file, offset)?;
         let segment = self.repo.segment_span(location.pack, location.offset).ok()?;
@@ -319,17 +320,19 @@ impl Vfs {
             take(number, start, &bytes[..read]);
         }
         if file.size <= SWEEP_LEN_MAX && !self.repo.backend().is_remote() {
-            self.sweep(number, &file, ((start + end) / 2 / UNIT_LEN) as usize, take)?;
+            self.prefills.scattered(number, file.size, |file| file.mark(((start + end) / 2 / UNIT_LEN) as usize));
+            self.sweep(number, &file, take, is_idle)?;
         }
         Some(())
     }
 
-    /// Unit `unit` of a file was read. Whoever reads a file in many places, as a database does, is likely to come to the
-    /// others: hands over some of them.
-    fn sweep(&self, number: u64, file: &File, unit: usize, take: Take<'_>) -> Option<()> {
-        self.prefills.scattered(number, file.size, |scattered| scattered.mark(unit));
+    /// Whoever reads a file in many places, as a database does, is likely to come to the others: hands over some of them.
+    fn sweep(&self, number: u64, file: &File, take: Take<'_>, is_idle: &dyn Fn() -> bool) -> Option<()> {
         let mut bytes = Vec::new();
         for _ in 0..SWEEP_UNITS {
+            if !is_idle() {
+                break;
+            }
             let unit = self.prefills.scattered(number, file.size, Scattered::sweep)?;
             let start = unit as u64 * UNIT_LEN;
             bytes.resize(UNIT_LEN.min(file.size - start) as usize, 0);

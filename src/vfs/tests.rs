@@ -434,10 +434,11 @@ fn a_new_snapshot_appears_and_a_removed_one_stays_for_whoever_is_inside() {
 /// What a prefill hands over: inode number, offset, bytes.
 fn handed_over(vfs: &Vfs, what: &Prefill) -> Vec<(u64, u64, Vec<u8>)> {
     let mut all = Vec::new();
-    vfs.prefill(what, &mut |number, offset, bytes| {
+    let mut take = |number, offset, bytes: &[u8]| {
         all.push((number, offset, bytes.to_vec()));
         true
-    });
+    };
+    vfs.prefill(what, &mut take, &|| true);
     all
 }
 
@@ -473,10 +474,11 @@ fn whoever_reads_small_files_in_order_is_given_the_next_ones() {
     read(&vfs, numbers[6], 0, 4096);
     assert!(matches!(vfs.prefill_after(numbers[6], 0, 4096), Some(Prefill::Files { ranks, .. }) if ranks.start == 11));
     let mut asked = 0;
-    vfs.prefill(&what, &mut |_, _, _| {
+    let mut take = |_, _, _: &[u8]| {
         asked += 1;
         false
-    });
+    };
+    vfs.prefill(&what, &mut take, &|| true);
     assert_eq!(asked, 4, "a kernel that knows none of several files is not asked about more");
     read(&vfs, numbers[7], 0, 4096);
     let again = vfs.prefill_after(numbers[7], 0, 4096);
