@@ -182,3 +182,14 @@ fn with_json_errors_are_json_with_the_exit_code() {
     assert_eq!((&said["message_type"], &said["item"]), (&"error".into(), &"/no/such/file".into()));
     assert!(said["error"]["message"].as_str().unwrap().contains("No such file"), "{said}");
 }
+
+#[test]
+fn a_repository_may_have_a_relative_name_of_one_part() {
+    let sandbox = Sandbox::empty();
+    sandbox.write("file", "content");
+    for name in ["name", "local:other", "above/name"] {
+        sandbox.ok(args!["-r", name, "init"]).shows("created repository");
+        sandbox.ok(args!["-r", name, "backup", "source"]);
+        assert_eq!(sandbox.ok(args!["-r", name, "dump", "latest", sandbox.path("source/file")]).out(), "content");
+    }
+}

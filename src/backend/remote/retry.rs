@@ -208,6 +208,21 @@ mod tests {
     }
 
     #[test]
+    fn an_attempt_may_take_longer_than_the_time_for_repeating_it() {
+        let (retry, _) = retry(Duration::from_secs(1));
+        let attempts = Cell::new(0);
+        let result = block_on(retry.run(async || {
+            attempts.set(attempts.get() + 1);
+            if attempts.get() == 1 {
+                tokio::time::sleep(Duration::from_millis(1100)).await;
+                return Err(Failure::new(FailureKind::Transient, "the reply was lost"));
+            }
+            Ok(())
+        }));
+        assert!(result.is_ok() && attempts.get() == 2);
+    }
+
+    #[test]
     fn a_slow_read_is_overtaken_by_a_second_one() {
         let (retry, requests) = retry(Duration::from_secs(60));
         let attempts = Cell::new(0);
