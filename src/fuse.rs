@@ -91,7 +91,6 @@ pub fn mount(vfs: Arc<Vfs>, directory: &Path, options: Options) -> mount::Result
         vfs,
         on_error: options.on_error,
         notifier: OnceLock::new(),
-        device: OnceLock::new(),
         stats: Stats::default(),
         waiting: AtomicUsize::new(0),
     });
@@ -120,8 +119,6 @@ pub fn mount(vfs: Arc<Vfs>, directory: &Path, options: Options) -> mount::Result
     let device = session.as_fd().try_clone_to_owned().map_err(failed("set up"))?;
     assert!(watch.set(Watch::new(device, options.poll)).is_ok(), "set once");
     assert!(shared.notifier.set(session.notifier()).is_ok(), "set once");
-    let device = session.as_fd().try_clone_to_owned().map_err(failed("set up"))?;
-    assert!(shared.device.set(device).is_ok(), "set once");
     point.raise_read_ahead();
     let session =
         std::thread::Builder::new().name("session".into()).spawn(|| session.run()).map_err(failed("serve"))?;
@@ -145,7 +142,6 @@ struct Shared {
     vfs: Arc<Vfs>,
     on_error: Box<dyn Fn(&vfs::Error) + Send + Sync>,
     notifier: OnceLock<Notifier>,
-    device: OnceLock<OwnedFd>,
     stats: Stats,
     /// Requests that workers have, or will.
     waiting: AtomicUsize,
@@ -180,9 +176,9 @@ impl Prefiller {
         let (shared, waiting, watch) = (shared.clone(), self.waiting.clone(), self.watch.clone());
         self.pool.submit(Urgency::Normal, move || {
             waiting.fetch_sub(1, Ordering::Relaxed);
-            let Some(device) = shared.device.get() else { return };
+            let Some(watch) = watch.get() else { return };
             let mut take = |number, offset, bytes: &[u8]| {
-                let is_known = store(device, number, offset, bytes).is_ok();
+                let is_known = store(&watch.device, number, offset, bytes).is_ok();
                 if is_known {
                     shared.stats.prefilled(bytes.len());
                 }
@@ -190,7 +186,7 @@ impl Prefiller {
             };
             let is_idle = || {
                 let others = shared.waiting.load(Ordering::Relaxed) + waiting.load(Ordering::Relaxed);
-                others == 0 && !watch.get().is_some_and(Watch::is_pending)
+                others == 0 && !watch.is_pending()
             };
             shared.vfs.prefill(&what, &mut take, &is_idle);
         });

@@ -209,20 +209,18 @@ impl S3 {
         if let Some(region) = &settings.region {
             loader = loader.region(Region::new(region.clone()));
         }
-        if let Some(file) = &settings.credentials_file {
-            #[allow(deprecated)]
-            let files = ProfileFiles::builder().with_file(ProfileFileKind::Credentials, file).build();
+        // Given as options they count more than $AWS_ACCESS_KEY_ID, which is asked first otherwise.
+        if settings.credentials_file.is_some() || settings.profile.is_some() {
             let http = ProviderConfig::empty().with_http_client(Transport::new(self.http.clone()));
-            let mut provider = ProfileFileCredentialsProvider::builder().configure(&http).profile_files(files);
+            let mut provider = ProfileFileCredentialsProvider::builder().configure(&http);
+            if let Some(file) = &settings.credentials_file {
+                #[allow(deprecated)]
+                let files = ProfileFiles::builder().with_file(ProfileFileKind::Credentials, file).build();
+                provider = provider.profile_files(files);
+            }
             if let Some(profile) = &settings.profile {
                 provider = provider.profile_name(profile);
             }
-            loader = loader.credentials_provider(provider.build());
-        }
-        if let (Some(profile), None) = (&settings.profile, &settings.credentials_file) {
-            // Given as an option it counts more than $AWS_ACCESS_KEY_ID, which is asked first otherwise.
-            let http = ProviderConfig::empty().with_http_client(Transport::new(self.http.clone()));
-            let provider = ProfileFileCredentialsProvider::builder().configure(&http).profile_name(profile);
             loader = loader.credentials_provider(provider.build());
         }
         if settings.anonymous {

@@ -191,9 +191,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     check_names(&streams, &walk)?;
     let time = args.time.as_deref().map(select::parse_time).transpose()?;
     let repo = global.open_repository_with_cache(CACHE_LEN)?;
-    let location = repo.location();
-    let directory = (!repo.backend().is_remote()).then(|| location.strip_prefix("local:").unwrap_or(&location));
-    walk.left_out = LeftOut::new(directory.map(std::path::Path::new));
+    walk.left_out = LeftOut::new(repo.location().as_ref());
     let parent = match &args.parent {
         _ if args.force => ParentChoice::None,
         None => ParentChoice::Newest,

@@ -92,7 +92,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     let zone = TimeZone::system();
     let templates = Templates::new(&args.path_template, &args.time_template, zone)?;
     let repo = global.open_snapshots_with_cache(cache_len)?;
-    check_directory(&repo, global, directory)?;
+    check_directory(&repo, directory)?;
     let mounted = mount(args, global, &repo, templates, selector, directory, background.is_some())?;
     end_on_signal(&mounted)?;
     if let Some(background) = background {
@@ -154,13 +154,12 @@ fn print_stats(directory: &Path) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Refuses directories that a mount would do harm to: the repository's own, and those that snapshots were made of, which
-/// it would hide from the next backup.
-fn check_directory(repo: &Repository, global: &Global, directory: &Path) -> Result<()> {
+/// Refuses directories that a mount would do harm to: the repository's own, and those with files that snapshots were made
+/// of, which it would hide from the next backup.
+fn check_directory(repo: &Repository, directory: &Path) -> Result<()> {
     let shown = directory.display();
     let path = fs::canonicalize(directory).with_context(|| format!("cannot mount on `{shown}`"))?;
-    let name = global.repository_name()?;
-    if let Ok(repository) = fs::canonicalize(name.strip_prefix("local:").unwrap_or(&name))
+    if let Ok(repository) = fs::canonicalize(repo.location())
         && (path.starts_with(&repository) || repository.starts_with(&path))
     {
         bail!("cannot mount on `{shown}`: the repository is there");

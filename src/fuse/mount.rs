@@ -2,24 +2,23 @@
 //!
 //! A mount is only ever detached after checking that what is mounted there is still ours.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, OsStr};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::host::{self, FILE_SYSTEM, Mount};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 const DEVICE: &str = "/dev/fuse";
 const FUSERMOUNT: &str = "fusermount3";
-const FILE_SYSTEM: &str = "fuse.bygone";
 /// What the kernel reads ahead where we may say so: FUSE's default of 128 KiB would cap every request.
 const READ_AHEAD_KIB: u32 = 1024;
 /// How long a mount may be in use before that is an error: a process that ends, or that has become another program,
@@ -299,44 +298,12 @@ fn busy(path: &Path) -> Error {
 /// The device number of the topmost mount at `path` if it is one of ours. The directory itself is not touched: its
 /// process may be gone, or be this very thread.
 fn device_at(path: &Path) -> io::Result<Option<String>> {
-    let mounts = fs::read("/proc/self/mountinfo")?;
-    Ok(topmost(&mounts, path.as_os_str()))
+    Ok(topmost(host::mounts()?, path.as_os_str()))
 }
 
-/// Reads mountinfo: see proc_pid_mountinfo(5).
-fn topmost(mounts: &[u8], path: &OsStr) -> Option<String> {
-    let mut found = None;
-    for line in mounts.split(|b| *b == b'\n') {
-        let mut fields = line.split(|b| *b == b' ');
-        let (device, point) = (fields.by_ref().nth(2), fields.by_ref().nth(1));
-        let (Some(device), Some(point)) = (device, point) else { continue };
-        if unescape(point) != path {
-            continue;
-        }
-        let file_system = fields.skip_while(|field| *field != b"-").nth(1);
-        let ours = file_system == Some(FILE_SYSTEM.as_bytes());
-        found = ours.then(|| String::from_utf8_lossy(device).into_owned());
-    }
-    found
-}
-
-/// A field of mountinfo, in which space, tab, newline and backslash are written as three octal digits.
-fn unescape(field: &[u8]) -> OsString {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        match (byte, after) {
-            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
-                out.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-                rest = after;
-            }
-            _ => {
-                out.push(byte);
-                rest = after;
-            }
-        }
-    }
-    OsString::from_vec(out)
+fn topmost(mounts: Vec<Mount>, path: &OsStr) -> Option<String> {
+    let last = mounts.into_iter().rfind(|mount| mount.point == path);
+    last.filter(|mount| mount.is_repository).map(|mount| mount.device)
 }
 
 #[cfg(test)]
@@ -350,10 +317,11 @@ mod tests {
 
     #[test]
     fn only_the_topmost_mount_counts_and_only_if_it_is_ours() {
-        assert_eq!(topmost(MOUNTS, OsStr::new("/mnt/a b")), Some("0:50".into()));
-        assert_eq!(topmost(MOUNTS, OsStr::new("/mnt/c")), None, "something else is mounted over ours");
-        assert_eq!(topmost(MOUNTS, OsStr::new("/")), None);
-        assert_eq!(topmost(MOUNTS, OsStr::new("/mnt")), None);
+        let topmost = |path: &str| topmost(host::parse_mounts(MOUNTS), OsStr::new(path));
+        assert_eq!(topmost("/mnt/a b"), Some("0:50".into()));
+        assert_eq!(topmost("/mnt/c"), None, "something else is mounted over ours");
+        assert_eq!(topmost("/"), None);
+        assert_eq!(topmost("/mnt"), None);
     }
 
     #[test]

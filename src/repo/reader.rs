@@ -578,11 +578,10 @@ impl Repository {
         }
         // Whoever reads the blobs meets a failure again.
         let Ok(pack) = self.open_pack(from.pack) else { return };
-        let (Ok((start, _)), Ok((end, at))) = (pack.place(from.offset, from.len), pack.place(to.offset, to.len)) else {
-            return;
-        };
-        let end = end + (at + to.len as usize).div_ceil(pack.table.segment_len as usize);
-        let stored = u64::from(pack.table.offsets[start])..u64::from(pack.table.offsets[end]);
+        let len = (to.offset - from.offset).saturating_add(to.len);
+        let Ok(segments) = self.segments_at(from.pack, from.offset, len) else { return };
+        let edge = |segment: u32| u64::from(pack.table.offsets[segment as usize]);
+        let stored = edge(segments.start)..edge(segments.end);
         if stored.end - stored.start <= RUN_LEN_MAX {
             self.backend.will_read(pack.name, stored.start, stored.end - stored.start, Reuse::Seldom);
         }

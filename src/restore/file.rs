@@ -37,6 +37,10 @@ impl Task {
     pub(super) fn path(&self) -> Vec<u8> {
         self.dir.path_of(self.node.node().name)
     }
+
+    fn set_done(&self) {
+        self.is_done.iter().for_each(|is_done| is_done.store(true, Ordering::Release));
+    }
 }
 
 /// What a worker does.
@@ -221,9 +225,7 @@ impl Context<'_> {
 
     /// Counts an entry.
     pub(super) fn done(&self, task: &Task, action: Action) {
-        if let Some(is_done) = &task.is_done {
-            is_done.store(true, Ordering::Release);
-        }
+        task.set_done();
         let len = content_len(&task.node.node());
         self.progress.add(len);
         self.count(action, len, || task.path());
@@ -512,9 +514,7 @@ impl Context<'_> {
         // Its data was counted as it was written.
         let len = content_len(&node);
         self.progress.add(len - large.written.load(Ordering::Relaxed).min(len));
-        if let Some(is_done) = &task.is_done {
-            is_done.store(true, Ordering::Release);
-        }
+        task.set_done();
         let action = if task.plan == Plan::Create { Action::Restored } else { Action::Updated };
         self.count(action, len, || task.path());
     }

@@ -7,6 +7,7 @@
 
 use crate::format::limits::TREE_DEPTH_MAX;
 use crate::format::tree::Metadata;
+use crate::host;
 use crate::progress::Progress;
 use crate::source::directory::{Directory, Names, OpenFile};
 use crate::source::exclude::{Excludes, is_ignored};
@@ -49,14 +50,15 @@ pub struct LeftOut {
 }
 
 impl LeftOut {
-    /// The repositories that are mounted on this host, and the one in `directory`, if it is in one.
-    pub fn new(directory: Option<&Path>) -> Self {
-        let repository = directory.and_then(|directory| {
-            let metadata = std::fs::metadata(directory).ok()?;
-            Some((metadata.dev(), metadata.ino()))
-        });
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        Self { repository, mounts: mounts.lines().filter_map(mounted_repository).collect() }
+    /// The repositories that are mounted on this host, and the one in the directory `repository`, if there is that.
+    pub fn new(repository: &Path) -> Self {
+        let repository = std::fs::metadata(repository).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+        let mounts = host::mounts().unwrap_or_default().into_iter().filter(|mount| mount.is_repository);
+        let number = |mount: host::Mount| {
+            let (major, minor) = mount.device.split_once(':')?;
+            Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
+        };
+        Self { repository, mounts: mounts.filter_map(number).collect() }
     }
 
     /// A target is what it is, wherever it lies.
@@ -68,14 +70,6 @@ impl LeftOut {
         let Metadata { dev, inode, .. } = stat.metadata;
         self.repository == Some((dev, inode)) || self.mounts.contains(&dev)
     }
-}
-
-/// The device number of a line of mountinfo about a mounted repository: see proc_pid_mountinfo(5).
-fn mounted_repository(line: &str) -> Option<u64> {
-    let (before, after) = line.split_once(" - ")?;
-    let (major, minor) = before.split(' ').nth(2)?.split_once(':')?;
-    (after.split(' ').next() == Some("fuse.bygone"))
-        .then(|| Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?)))?
 }
 
 /// A walk that cannot begin.
