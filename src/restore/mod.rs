@@ -34,7 +34,7 @@ use crate::format::tree::{Kind, Node};
 use crate::progress::Progress;
 use crate::repo::{self, Repository};
 use existing::{Names, Plan, Surplus};
-use file::{Job, Task, content_len, is_large};
+use file::{Job, Large, Task, content_len, is_large};
 use metadata::{Owners, Subject};
 use place::{Dir, Place};
 use queue::Queue;
@@ -57,6 +57,9 @@ const OPEN_EVERY: usize = 256;
 const WORKERS_FAR: usize = 6;
 /// Jobs that wait for them: with those being done 40 MiB of packs, if nothing in them is compressed.
 const QUEUED_FAR: usize = 4;
+/// Ranges of a large file that are known before the first of them is queued: what opening their packs takes is on its way
+/// meanwhile, so that no pack begins with a round trip that everything waits for.
+const RANGES_AHEAD: usize = 16;
 
 /// What happens to files that are there already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -708,6 +711,7 @@ impl<'c> Planner<'c> {
     fn hand_out_ranges(&mut self, task: Task) {
         let Some(large) = self.context.begin_large(task) else { return };
         let Kind::File { size, content } = large.node().kind else { unreachable!("only files are large") };
+        let mut ahead = VecDeque::with_capacity(RANGES_AHEAD);
         let mut range = Vec::new();
         let mut range_len = 0;
         for part in browse::parts(self.context.repo, size, content) {
@@ -717,9 +721,12 @@ impl<'c> Planner<'c> {
                     range.push((offset, part));
                     range_len += part.len();
                     if range_len >= RANGE_LEN || range.len() >= RANGE_PARTS {
-                        self.context.announce_range(&range);
-                        self.queue.push(large.range(std::mem::take(&mut range)));
+                        self.context.announce(Some(&part));
+                        ahead.push_back(std::mem::take(&mut range));
                         range_len = 0;
+                        if ahead.len() >= RANGES_AHEAD {
+                            self.queue_range(&large, ahead.pop_front());
+                        }
                     }
                 }
                 Err(error) => self.context.fail_large(&large, error),
@@ -731,11 +738,15 @@ impl<'c> Planner<'c> {
         if self.context.progress.is_cancelled() {
             self.context.fail_large(&large, repo::Error::Cancelled);
         }
-        if !range.is_empty() {
+        ahead.into_iter().chain([range]).for_each(|range| self.queue_range(&large, Some(range)));
+        self.context.release(&large);
+    }
+
+    fn queue_range(&self, large: &Arc<Large>, range: Option<Vec<(u64, Part)>>) {
+        if let Some(range) = range.filter(|range| !range.is_empty()) {
             self.context.announce_range(&range);
             self.queue.push(large.range(range));
         }
-        self.context.release(&large);
     }
 
     /// Hands the batch to the workers.
