@@ -1,8 +1,8 @@
 //! The kernel's protocol on one side, [`Vfs`] on the other. Decides how requests are waited for and how long the kernel
 //! may remember answers; what is in the file system is decided elsewhere.
 //!
-//! One session thread takes requests. It answers from memory itself; what must wait for storage goes to workers when
-//! the store is remote or other requests are waiting. After an answer it watches the device for a moment instead of
+//! One session thread takes requests. It answers from memory itself, and decodes if nobody else waits; whatever must wait
+//! for storage goes to workers. After an answer it watches the device for a moment instead of
 //! sleeping, because waking a thread costs more than answering most requests.
 
 pub mod awake;
@@ -28,6 +28,7 @@ use fuser::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::backend::deadline::without_waiting;
 use crate::format::tree::Time;
 use crate::pool::{Pool, Urgency, cores};
 use crate::vfs::{self, Attr, FileKind, Prefill, Seek, Vfs, Wait};
@@ -323,7 +324,7 @@ trait Work<R>: Fn(&Vfs, Wait, &mut Option<R>) -> vfs::Result<()> {}
 impl<R, F: Fn(&Vfs, Wait, &mut Option<R>) -> vfs::Result<()>> Work<R> for F {}
 
 impl Shared {
-    /// Does the work of a request that came at `came`; gives the reply back if it would have waited.
+    /// Does the work of a request that came at `came`; gives the reply back if it would have waited, and must not.
     fn attempt<R: Fail>(&self, kind: Kind, came: Instant, wait: Wait, reply: R, work: &impl Work<R>) -> Option<R> {
         let mut reply = Some(reply);
         // A panic drops the reply, and fuser answers a dropped one with EIO.
@@ -334,7 +335,7 @@ impl Shared {
                 answered(false);
                 None
             }
-            Err(vfs::Error::WouldBlock) if wait == Wait::No => reply,
+            Err(vfs::Error::WouldBlock) => reply,
             Err(error) => {
                 // A name or attribute that is not there is an answer, too.
                 answered(matches!(error, vfs::Error::Repository(_)));
@@ -374,21 +375,22 @@ impl Adapter {
         let came = Instant::now();
         let stale = self.shared.vfs.is_stale(number.0);
         let unanswered = if stale { Some(reply) } else { self.shared.attempt(kind, came, Wait::No, reply, &work) };
-        if let Some(reply) = unanswered {
-            if stale || self.remote || self.watch.get().is_none_or(Watch::is_pending) {
-                let shared = self.shared.clone();
-                shared.waiting.fetch_add(1, Ordering::Relaxed);
-                self.pool.submit(Urgency::Urgent, move || {
-                    if stale {
-                        shared.refresh();
-                    }
-                    shared.attempt(kind, came, Wait::Yes, reply, &work);
-                    shared.waiting.fetch_sub(1, Ordering::Relaxed);
-                });
-            } else {
-                self.shared.attempt(kind, came, Wait::Yes, reply, &work);
+        // Whoever comes next would wait while this thread decodes.
+        let is_busy = || stale || self.remote || self.watch.get().is_none_or(Watch::is_pending);
+        let unanswered = match unanswered {
+            Some(reply) if !is_busy() => without_waiting(|| self.shared.attempt(kind, came, Wait::Yes, reply, &work)),
+            unanswered => unanswered,
+        };
+        let Some(reply) = unanswered else { return };
+        let shared = self.shared.clone();
+        shared.waiting.fetch_add(1, Ordering::Relaxed);
+        self.pool.submit(Urgency::Urgent, move || {
+            if stale {
+                shared.refresh();
             }
-        }
+            shared.attempt(kind, came, Wait::Yes, reply, &work);
+            shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        });
     }
 
     fn rest(&self) {

@@ -8,10 +8,12 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::io::{Errno, ReadWriteFlags};
 
+use super::deadline::may_wait;
 use super::{Backend, Error, ErrorKind, Listed, ObjectKind, ObjectName, Result};
 use crate::id::ObjectId;
 
@@ -23,12 +25,14 @@ pub struct Local {
     root: PathBuf,
     /// Directories that are known to survive a crash.
     durable: Mutex<HashSet<PathBuf>>,
+    /// Whether its files lie in memory, where no read waits.
+    in_memory: OnceLock<bool>,
 }
 
 impl Local {
     /// The store in `root`, which need not exist yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), durable: Mutex::default() }
+        Self { root: root.into(), durable: Mutex::default(), in_memory: OnceLock::new() }
     }
 
     /// The directory.
@@ -47,6 +51,7 @@ impl Local {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Denied,
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => ErrorKind::Full,
             io::ErrorKind::UnexpectedEof => ErrorKind::Truncated,
+            io::ErrorKind::WouldBlock => ErrorKind::WouldWait,
             _ => ErrorKind::Other,
         };
         let source = match kind {
@@ -54,6 +59,26 @@ impl Local {
             _ => source,
         };
         Error { op, object: object.to_string(), location: self.location(), kind, source }
+    }
+
+    /// Fills `out` from `offset` of the file with what the kernel has in memory; `WouldBlock` if it does not have all.
+    fn read_at_once(&self, path: &Path, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED) {
+            // Linux before 5.12 cannot tell.
+            Err(Errno::INVAL | Errno::NOSYS) => return Err(io::ErrorKind::WouldBlock.into()),
+            opened => File::from(opened?),
+        };
+        if *self.in_memory.get_or_init(|| is_in_memory(&file)) {
+            return file.read_exact_at(out, offset);
+        }
+        let len = out.len();
+        match rustix::io::preadv2(&file, &mut [io::IoSliceMut::new(out)], offset, ReadWriteFlags::NOWAIT) {
+            Ok(read) if read == len => Ok(()),
+            // Where fewer bytes are there than asked for, only a read that waits can tell whether the file ends.
+            Ok(_) | Err(Errno::OPNOTSUPP) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Writes a temporary file beside `path`, durably, and gives it its name. `Ok` if the name is taken: the name is a
@@ -73,8 +98,8 @@ impl Local {
             io::Write::write_all(&mut &file, bytes)?;
             file.sync_data()?;
             match rustix::fs::renameat_with(CWD, &temporary, CWD, path, RenameFlags::NOREPLACE) {
-                Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => link_then_unlink(&temporary, path)?,
-                Err(rustix::io::Errno::EXIST) => fs::remove_file(&temporary)?,
+                Err(Errno::INVAL | Errno::NOSYS) => link_then_unlink(&temporary, path)?,
+                Err(Errno::EXIST) => fs::remove_file(&temporary)?,
                 other => other?,
             }
             sync_directory(directory)?;
@@ -140,6 +165,13 @@ impl Local {
     }
 }
 
+/// Whether the file is one of tmpfs or ramfs: see statfs(2).
+fn is_in_memory(file: &File) -> bool {
+    const TMPFS: i64 = 0x0102_1994;
+    const RAMFS: i64 = 0x8584_58f6;
+    rustix::fs::fstatfs(file).is_ok_and(|stat| [TMPFS, RAMFS].contains(&(stat.f_type as i64)))
+}
+
 /// Makes a directory, unless it is there.
 fn make_directory(directory: &Path) -> io::Result<()> {
     match fs::create_dir(directory) {
@@ -169,7 +201,7 @@ fn create_new(path: &Path) -> io::Result<File> {
 /// For file systems without a rename that refuses to replace.
 fn link_then_unlink(temporary: &Path, path: &Path) -> io::Result<()> {
     match rustix::fs::linkat(CWD, temporary, CWD, path, AtFlags::empty()) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => fs::remove_file(temporary),
+        Ok(()) | Err(Errno::EXIST) => fs::remove_file(temporary),
         Err(_) if path.exists() => fs::remove_file(temporary),
         // No hard links either (some network and FAT file systems): the name is a hash, so replacing cannot lose data.
         Err(_) => fs::rename(temporary, path),
@@ -232,7 +264,11 @@ impl Backend for Local {
     }
 
     fn get_range(&self, name: ObjectName, offset: u64, out: &mut [u8]) -> Result<()> {
-        let mut read = || File::open(self.path(name))?.read_exact_at(out, offset);
+        let path = self.path(name);
+        let mut read = || match may_wait() {
+            true => File::open(&path)?.read_exact_at(out, offset),
+            false => self.read_at_once(&path, offset, out),
+        };
         read().map_err(|source| self.error("read", name, source))
     }
 
@@ -315,6 +351,31 @@ mod tests {
         assert_eq!(listed, [Listed { id: ObjectId::of(b"hello"), len: 5 }]);
         store.delete(name(b"hello")).expect("deletes");
         store.delete(name(b"hello")).expect("deletes again");
+    }
+
+    #[test]
+    fn a_thread_that_may_not_wait_reads_what_is_in_memory_and_is_told_of_what_is_not() {
+        for place in ["/dev/shm", "/var/tmp"] {
+            let Ok(directory) = tempfile::tempdir_in(place) else { continue };
+            let store = Local::new(directory.path());
+            store.create().expect("creates");
+            let bytes = vec![7; 100_000];
+            store.put(name(&bytes), &bytes).expect("puts");
+            let mut out = [0; 5000];
+            let mut read = |offset| {
+                let read =
+                    crate::backend::deadline::without_waiting(|| store.get_range(name(&bytes), offset, &mut out));
+                read.map(|()| out.iter().all(|byte| *byte == 7))
+            };
+            // A file system may not be able to tell what is in memory; then everything would wait.
+            let failed = |error: Error| error.kind == ErrorKind::WouldWait && place != "/dev/shm";
+            assert!(read(0).unwrap_or_else(failed), "{place}");
+            let beyond = read(99_000).expect_err("beyond the end").kind;
+            assert!([ErrorKind::Truncated, ErrorKind::WouldWait].contains(&beyond), "{place}: {beyond:?}");
+            let file = File::open(store.path(name(&bytes))).expect("opens");
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("drops it from memory");
+            assert!(read(0).unwrap_or_else(failed), "{place}");
+        }
     }
 
     #[test]

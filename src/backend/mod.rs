@@ -5,9 +5,11 @@
 //! asked for or an error; `list` shows every object whose `put` returned before it began, except that the listings of a
 //! distributed store may lag: no decision that could lose data rests on one.
 //!
-//! `local` and `mem` are here; `remote` is what `s3` and `swift` have in common; `count` and `near` wrap a backend.
+//! `local` and `mem` are here; `remote` is what `s3` and `swift` have in common; `count`, `deadline` and `near` wrap a
+//! backend.
 
 pub mod count;
+pub mod deadline;
 pub mod local;
 pub mod mem;
 pub mod near;
@@ -107,8 +109,10 @@ pub enum ErrorKind {
     Truncated,
     /// Might work when tried again.
     Transient,
-    /// A store far away did not answer as it should: that says nothing of the object.
+    /// The store did not answer as it should, or in time: that says nothing of the object.
     Unanswered,
+    /// The thread may not wait for storage, and would have to: see [`deadline::without_waiting`].
+    WouldWait,
     /// Anything else.
     Other,
 }

@@ -32,6 +32,7 @@ pub mod version;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -338,6 +339,7 @@ impl Global {
             cache_dir: self.cache_directory(),
             segment_cache_len: 0,
             cache_len_max: self.cache_dir_size.map_or(0, |mib| mib.saturating_mul(1 << 20)),
+            patience: None,
             warn: Some(output::warn_of_damage),
         }
     }
@@ -365,6 +367,13 @@ impl Global {
     /// As [`Global::open_snapshots`], to keep at most `len` bytes of decoded data in memory.
     pub fn open_snapshots_with_cache(&self, len: u64) -> Result<Arc<Repository>> {
         self.open_with(&self.options_with_cache(len), true)
+    }
+
+    /// As [`Global::open_snapshots_with_cache`], to give up what a store in a directory does not answer within
+    /// `patience`.
+    pub fn open_to_serve(&self, len: u64, patience: Duration) -> Result<Arc<Repository>> {
+        let options = OpenOptions { patience: Some(patience), ..self.options_with_cache(len) };
+        self.open_with(&options, true)
     }
 
     fn options_with_cache(&self, len: u64) -> OpenOptions {

@@ -57,6 +57,10 @@ pub struct Args {
     /// them; not together with --allow-other, which needs the ACLs
     #[arg(long, conflicts_with = "allow_other")]
     no_xattrs: bool,
+    /// Seconds after which a repository in a directory whose file system does not answer, such as one on a server that is
+    /// gone, is an I/O error to who reads
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
     /// Bytes of decoded data to keep in memory, at most
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     cache_size: String,
@@ -91,7 +95,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     };
     let zone = TimeZone::system();
     let templates = Templates::new(&args.path_template, &args.time_template, zone)?;
-    let repo = global.open_snapshots_with_cache(cache_len)?;
+    let repo = global.open_to_serve(cache_len, Duration::from_secs(args.timeout))?;
     check_directory(&repo, directory)?;
     let mounted = mount(args, global, &repo, templates, selector, directory, background.is_some())?;
     end_on_signal(&mounted)?;
@@ -287,7 +291,7 @@ impl Background {
 }
 
 /// Options of `mount -o` that become options of the command, and whether they have a value.
-const HELPER_OPTIONS: [(&str, bool); 14] = [
+const HELPER_OPTIONS: [(&str, bool); 15] = [
     ("password_file", true),
     ("password_command", true),
     ("cache_dir", true),
@@ -299,6 +303,7 @@ const HELPER_OPTIONS: [(&str, bool); 14] = [
     ("poll_us", true),
     ("no_xattrs", false),
     ("cache_size", true),
+    ("timeout", true),
     ("host", true),
     ("tag", true),
     ("path", true),

@@ -8,9 +8,10 @@ pub mod writer;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::reader::SegmentCache;
+use crate::backend::deadline::Deadline;
 use crate::backend::near::Near;
 use crate::backend::{self, Backend, Listed, ObjectKind, ObjectName};
 use crate::chunk::{ChunkSizes, Chunker};
@@ -117,6 +118,11 @@ impl Error {
         matches!(self, Error::Backend(error) if matches!(error.kind, NotFound | Truncated))
     }
 
+    /// Whether the thread that asked may not wait for storage, and would have to.
+    pub fn would_wait(&self) -> bool {
+        matches!(self, Error::Backend(error) if error.kind == backend::ErrorKind::WouldWait)
+    }
+
     /// Whether one object is not what was stored, as opposed to a store that refuses or cannot be reached.
     fn is_damage(&self) -> bool {
         use backend::ErrorKind::{Other, Truncated};
@@ -161,6 +167,8 @@ pub struct OpenOptions {
     pub segment_cache_len: usize,
     /// Bytes of stored packs kept in `cache_dir` if the repository is remote; 0 for as many as is usual.
     pub cache_len_max: u64,
+    /// How long a store in a directory may take to answer; for ever if `None`.
+    pub patience: Option<Duration>,
     /// Called once for each object that is found damaged and can be done without for now.
     pub warn: Option<fn(&Error)>,
 }
@@ -691,10 +699,14 @@ fn cache_directory(id: &RepositoryId, options: &OpenOptions) -> Option<PathBuf> 
     options.cache_dir.as_ref().map(|directory| directory.join(id.to_hex()))
 }
 
-/// A remote backend with what is near of it, which soon is what opening needs of what is there; a local one as it is.
+/// A remote backend with what is near of it, which soon is what opening needs of what is there; a local one as it is, or
+/// with a deadline.
 fn near(backend: Arc<dyn Backend>, id: &RepositoryId, options: &OpenOptions, listed: &Surveyed) -> Arc<dyn Backend> {
     if !backend.is_remote() {
-        return backend;
+        return match options.patience {
+            Some(patience) => Arc::new(Deadline::new(backend, patience)),
+            None => backend,
+        };
     }
     let len_max = if options.cache_len_max == 0 { CACHE_LEN_MAX_DEFAULT } else { options.cache_len_max };
     let directory = cache_directory(id, options);

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use super::{Blob, Error, Repository, Result};
-use crate::backend::{ErrorKind, ObjectKind, ObjectName, Reuse};
+use crate::backend::deadline::may_wait;
+use crate::backend::{self, ErrorKind, ObjectKind, ObjectName, Reuse};
 use crate::format::header::{HEADER_LEN, Header, StoredKind};
 use crate::format::index::PackedBlob;
 use crate::format::pack::{FOOTER_LEN, Footer, SegmentTable, decode_blob_table};
@@ -27,6 +28,8 @@ const TAIL_LEN: u64 = 8 << 10;
 const RUN_LEN_MAX: u64 = 8 << 20;
 /// Packs whose tables of segments are kept; each takes a few KiB.
 const PACKS_KEPT: usize = 4096;
+/// How long another thread may take for a segment until it must be waiting for storage: many times what decoding takes.
+const DECODE_TIME: Duration = Duration::from_millis(2);
 /// A listing of packs is believed for this long.
 const PACKS_LISTED_FOR: Duration = Duration::from_secs(10);
 const SHARDS: usize = 16;
@@ -194,6 +197,9 @@ impl Repository {
             let was_delta = location.as_ref().is_ok_and(|location| location.is_delta);
             let outcome = location.and_then(&mut read);
             let Err(error) = outcome else { return outcome };
+            if error.would_wait() {
+                return Err(error);
+            }
             if self.index.recheck(id).is_err() {
                 self.refresh()?;
                 plain = None;
@@ -488,9 +494,15 @@ impl Repository {
                 break flight;
             };
             drop(held);
-            let mut landed = flight.landed.lock().expect("no panic while held");
-            while !*landed {
-                landed = flight.wake.wait(landed).expect("no panic while held");
+            let landed = flight.landed.lock().expect("no panic while held");
+            let is_flying = |landed: &mut bool| !*landed;
+            if may_wait() {
+                drop(flight.wake.wait_while(landed, is_flying).expect("no panic while held"));
+            } else {
+                let waited = flight.wake.wait_timeout_while(landed, DECODE_TIME, is_flying);
+                if waited.expect("no panic while held").1.timed_out() {
+                    return Err(self.would_wait(pack));
+                }
             }
             // Landed: cached now, or failed and then this thread tries itself.
         };
@@ -502,6 +514,13 @@ impl Repository {
         }
         drop(landing);
         decoded
+    }
+
+    /// The failure of a thread that may not wait for storage where another thread does.
+    fn would_wait(&self, pack: &OpenPack) -> Error {
+        let (object, location) = (pack.name.to_string(), self.location());
+        let source = std::io::ErrorKind::WouldBlock.into();
+        Error::Backend(backend::Error { op: "read", object, location, kind: ErrorKind::WouldWait, source })
     }
 
     fn decode_segment(&self, pack: &OpenPack, index: usize) -> Result<Segment> {

@@ -66,7 +66,13 @@ pub enum Error {
     WouldBlock,
     /// The repository could not give what it must have.
     #[error(transparent)]
-    Repository(#[from] repo::Error),
+    Repository(repo::Error),
+}
+
+impl From<repo::Error> for Error {
+    fn from(error: repo::Error) -> Self {
+        if error.would_wait() { Error::WouldBlock } else { Error::Repository(error) }
+    }
 }
 
 /// Result of an operation.
@@ -81,7 +87,7 @@ impl Error {
 /// Whether an operation may wait for storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// As long as it takes.
+    /// As long as it takes; [`Error::WouldBlock`] only on a thread that may not wait for the store itself.
     Yes,
     /// Only what memory holds; [`Error::WouldBlock`] otherwise.
     No,

@@ -7,9 +7,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, fadvise};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::attach::Attached;
 use crate::support::compare::assert_same;
@@ -96,6 +97,48 @@ fn a_damaged_pack_fails_those_who_need_it_names_itself_and_is_read_again_once_me
         mount.signal();
         drop(mount);
     }
+}
+
+#[test]
+fn a_store_that_hangs_is_an_error_in_time_and_is_read_again_once_it_answers() {
+    needs_fuse!();
+    let sandbox = Sandbox::new();
+    sandbox.write("known", text(1, 1 << 20));
+    sandbox.write("unknown", noise(2, 40 << 20));
+    sandbox.backup();
+    // The store is a file system of another program, which can be made to hang.
+    let store = Sandbox::new();
+    store.ok(args!["backup", sandbox.repository()]);
+    let server = Foreground::start(&store, &[]);
+    let far = store.path("mnt/snapshots/latest").join(sandbox.repository().strip_prefix("/").unwrap());
+    let mount = sandbox.mount_with("mnt", args!["-r", far, "--timeout", "2"]);
+    let known = File::open(mount.latest().join("known")).unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    known.read_exact_at(&mut bytes, 0).unwrap();
+
+    kill_process(Pid::from_child(&server.process), Signal::STOP).unwrap();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let readers = [1 << 20, 9 << 20, 17 << 20, 25 << 20].map(|offset| {
+            let unknown = File::open(mount.latest().join("unknown")).unwrap();
+            scope.spawn(move || unknown.read_at(&mut [0; 4096], offset).unwrap_err().raw_os_error())
+        });
+        // Whoever needs nothing of it is served meanwhile.
+        fadvise(&known, 0, None, Advice::DontNeed).unwrap();
+        known.read_exact_at(&mut bytes[..4096], 0).unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(2), "what is in memory waited for the store");
+        readers.into_iter().for_each(|reader| assert_eq!(reader.join().unwrap(), Some(libc::EIO)));
+    });
+    assert!(begun.elapsed() >= Duration::from_secs(2), "given up too early");
+    assert!(mount.dir().join("snapshots").read_dir().unwrap().count() >= 2, "what was known is not shown");
+
+    kill_process(Pid::from_child(&server.process), Signal::CONT).unwrap();
+    let again = || read_anew(&mount.latest().join("unknown")).is_ok_and(|bytes| bytes == noise(2, 40 << 20));
+    assert!(within(LIMIT, again), "it is not read again");
+    assert!(bytes == text(1, 1 << 20));
+    drop(known);
+    mount.unmount();
+    server.signal();
 }
 
 #[test]
