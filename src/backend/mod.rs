@@ -109,6 +109,8 @@ pub enum ErrorKind {
     Transient,
     /// A store far away did not answer as it should: that says nothing of the object.
     Unanswered,
+    /// The run was asked to end.
+    Interrupted,
     /// Anything else.
     Other,
 }

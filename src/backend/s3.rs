@@ -37,7 +37,7 @@ use self::error::{Context, failure};
 use self::transport::Transport;
 use super::remote::http::{Hints, Http, whole_range};
 use super::remote::options::Options;
-use super::remote::{Failure, FailureKind, Outcome, Page, Remote, RemoteOptions, Store};
+use super::remote::{Failure, FailureKind, Outcome, Page, Remote, RemoteOptions, Store, in_this_attempt};
 use super::{Backend, ObjectKind};
 
 /// Objects that are longer go in parts.
@@ -52,8 +52,6 @@ const PARTS_IN_FLIGHT: usize = 4;
 const PART_ATTEMPTS: u32 = 6;
 /// A region that every server knows when none is said.
 const REGION_DEFAULT: &str = "us-east-1";
-/// A read that yields nothing for this long is given up.
-const STALL_MAX: Duration = Duration::from_secs(60);
 
 const HINTS: Hints = Hints {
     address: "check the repository's address or $AWS_ENDPOINT_URL, and the network",
@@ -356,7 +354,7 @@ impl S3 {
                 let part = rest.split_to(part_len.min(rest.len()));
                 let (client, key, upload) = (client.clone(), key.to_owned(), upload.to_owned());
                 let (bucket, requests) = (self.place.bucket.clone(), self.http.requests().clone());
-                flying.spawn(async move {
+                flying.spawn(in_this_attempt(async move {
                     let sum = md5(&part);
                     let mut pause = Duration::from_millis(200);
                     let mut attempts = 0;
@@ -381,7 +379,7 @@ impl S3 {
                         tokio::time::sleep(pause).await;
                         pause *= 2;
                     }
-                });
+                }));
             }
             match flying.join_next().await {
                 None => break,
@@ -400,20 +398,16 @@ impl S3 {
             return Err(too_long());
         }
         let mut bytes = Vec::with_capacity(declared.unwrap_or(0) as usize);
-        loop {
-            match tokio::time::timeout(STALL_MAX, body.next()).await {
-                Ok(None) => break,
-                Ok(Some(Ok(data))) if (bytes.len() + data.len()) as u64 > len_max => return Err(too_long()),
-                Ok(Some(Ok(data))) => {
-                    self.http.requests().add_received(data.len() as u64);
-                    bytes.extend_from_slice(&data);
-                }
-                Ok(Some(Err(error))) => {
-                    let what = format!("the answer was cut short: {}", super::remote::http::chain(&error));
-                    return Err(Failure::new(FailureKind::Transient, what));
-                }
-                Err(_) => return Err(Failure::new(FailureKind::Transient, "the answer stalled")),
+        while let Some(data) = body.next().await {
+            let data = data.map_err(|error| {
+                let what = format!("the answer was cut short: {}", super::remote::http::chain(&error));
+                Failure::new(FailureKind::Transient, what)
+            })?;
+            if (bytes.len() + data.len()) as u64 > len_max {
+                return Err(too_long());
             }
+            self.http.requests().add_received(data.len() as u64);
+            bytes.extend_from_slice(&data);
         }
         if declared.is_some_and(|len| len != bytes.len() as u64) {
             return Err(Failure::new(FailureKind::Transient, "the answer was cut short"));

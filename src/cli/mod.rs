@@ -44,7 +44,7 @@ use self::store::StoreArgs;
 use crate::backend::Backend;
 use crate::format::snapshot::Snapshot;
 use crate::id::ObjectId;
-use crate::progress::Progress;
+use crate::progress::{Cancel, Progress};
 use crate::repo::{OpenOptions, Repository};
 
 /// Backups that are directories: deduplicated, compressed, encrypted restore points, each a tree to browse and copy from.
@@ -401,22 +401,23 @@ impl Global {
 
     /// Shows `progress` until the result is dropped, and lets a signal cancel it.
     pub fn watch(&self, progress: &Arc<Progress>, what: &'static str) -> Watch {
-        cancel_on_signal(progress);
+        cancel_on_signal(progress, &self.store.cancel);
         Watch::new(progress, what, self.quiet, self.json)
     }
 }
 
 /// The first signal asks the operation to end, the second one ends the process.
-fn cancel_on_signal(progress: &Arc<Progress>) {
+fn cancel_on_signal(progress: &Arc<Progress>, requests: &Cancel) {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]) else { return };
-    let progress = progress.clone();
+    let (progress, requests) = (progress.clone(), requests.clone());
     let _ = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for _ in signals.forever() {
             if progress.is_cancelled() {
                 std::process::exit(Exit::Interrupted as i32);
             }
             progress.cancel();
+            requests.cancel();
         }
     });
 }

@@ -10,6 +10,7 @@ use super::{HEADING, output};
 use crate::backend::Backend;
 use crate::backend::count::{Count, Requests};
 use crate::backend::local::Local;
+use crate::progress::Cancel;
 
 /// Options about the store that a repository lies in.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -30,6 +31,9 @@ pub struct StoreArgs {
     /// What the store was asked so far.
     #[arg(skip)]
     pub requests: Arc<Requests>,
+    /// Ends requests that get nowhere.
+    #[arg(skip)]
+    pub cancel: Cancel,
 }
 
 /// Schemes that restic's users may try.
@@ -101,7 +105,8 @@ impl StoreArgs {
 impl StoreArgs {
     fn remote(&self) -> crate::backend::remote::RemoteOptions {
         use crate::backend::remote::{Limits, RemoteOptions};
-        let mut remote = RemoteOptions { requests: self.requests.clone(), ..RemoteOptions::default() };
+        let mut remote =
+            RemoteOptions { requests: self.requests.clone(), cancel: self.cancel.clone(), ..RemoteOptions::default() };
         let bytes = |kib: u64| kib.saturating_mul(1024);
         remote.http.limits = Limits { upload: self.limit_upload.map(bytes), download: self.limit_download.map(bytes) };
         remote
