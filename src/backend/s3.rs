@@ -55,7 +55,7 @@ const REGION_DEFAULT: &str = "us-east-1";
 
 const HINTS: Hints = Hints {
     address: "check the repository's address or $AWS_ENDPOINT_URL, and the network",
-    authority: "name its authority with $AWS_CA_BUNDLE or `-o s3.cacert=FILE`",
+    authority: "$AWS_CA_BUNDLE or `-o s3.cacert=FILE`",
 };
 
 /// Where a repository lies in S3.
@@ -75,11 +75,15 @@ impl Place {
     pub fn parse(text: &str) -> Result<Place, String> {
         let (endpoint, rest) = if let Some((scheme, rest)) = text.split_once("://") {
             if !matches!(scheme, "http" | "https") {
-                return Err(format!("`s3:{text}`: the address must start with https:// or http://"));
+                return Err(format!(
+                    "`s3:{text}`: the address must start with https:// or http://, as in `s3:https://HOST/BUCKET/PREFIX`"
+                ));
             }
             let (host, rest) = rest.split_once('/').unwrap_or((rest, ""));
             if host.contains('@') {
-                return Err("credentials do not belong into the repository's address: set AWS_ACCESS_KEY_ID".to_owned());
+                return Err("credentials do not belong into the repository's address: set AWS_ACCESS_KEY_ID and \
+                            AWS_SECRET_ACCESS_KEY, or `-o s3.profile`"
+                    .to_owned());
             }
             (Some(format!("{scheme}://{host}")).filter(|_| host != "s3.amazonaws.com"), rest)
         } else {
@@ -601,6 +605,15 @@ mod tests {
         let listed: Vec<&str> = OPTIONS.iter().map(|(name, _)| *name).collect();
         assert!(options.asked().all(|name| listed.contains(&name)));
         assert_eq!(options.asked().count(), listed.len());
+    }
+
+    #[test]
+    fn a_file_of_authorities_that_cannot_be_read_is_named_with_what_names_it() {
+        let env = |name: &str| (name == "AWS_CA_BUNDLE").then(|| "/no/such/file".to_owned());
+        let place = Place::parse("b").expect("parses");
+        let opened = open(place, &mut Options::default(), RemoteOptions::default(), &env);
+        let message = opened.err().expect("there is no such file");
+        assert!(message.contains("/no/such/file") && message.contains("AWS_CA_BUNDLE"), "{message}");
     }
 
     #[test]

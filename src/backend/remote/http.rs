@@ -62,7 +62,7 @@ pub struct HttpOptions {
 pub(in crate::backend) struct Hints {
     /// Where the address comes from.
     pub(in crate::backend) address: &'static str,
-    /// How to name an authority.
+    /// Where the authorities to trust come from.
     pub(in crate::backend) authority: &'static str,
 }
 
@@ -93,7 +93,7 @@ impl Http {
         tcp.set_connect_timeout(Some(CONNECT_MAX));
         tcp.set_keepalive(Some(Duration::from_secs(30)));
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(options)?)
+            .with_tls_config(tls(options, hints)?)
             .https_or_http()
             .enable_http1()
             .wrap_connector(Connector::new(tcp, options.limits));
@@ -166,7 +166,10 @@ impl Http {
             return Failure::new(FailureKind::Transient, format!("the connection to {host} broke: {cause}"));
         }
         if cause.contains("certificate") {
-            let what = format!("the certificate of {host} is not trusted ({cause}); {}", self.hints.authority);
+            let what = format!(
+                "the certificate of {host} is not trusted ({cause}); name its authority with {}",
+                self.hints.authority
+            );
             return Failure::new(FailureKind::Other, what);
         }
         let what = format!("cannot connect to {host}: {cause}; {}", self.hints.address);
@@ -280,7 +283,7 @@ impl HttpBody for Pieces {
     }
 }
 
-fn tls(options: &HttpOptions) -> Result<ClientConfig, String> {
+fn tls(options: &HttpOptions, hints: Hints) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -291,7 +294,8 @@ fn tls(options: &HttpOptions) -> Result<ClientConfig, String> {
     }
     let mut roots = RootCertStore::empty();
     match &options.ca_file {
-        Some(file) => add_authorities(&mut roots, file)?,
+        Some(file) => add_authorities(&mut roots, file)
+            .map_err(|what| format!("{what}; the file comes from {}", hints.authority))?,
         // A system without any is an error only if a certificate has to be verified, and says so then.
         None => {
             let _ = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
