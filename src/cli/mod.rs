@@ -29,6 +29,7 @@ pub mod tag;
 pub mod umount;
 pub mod version;
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,7 +72,7 @@ Snapshots are named by
 Environment:
   BYGONE_REPOSITORY, BYGONE_REPOSITORY_FILE, BYGONE_CACHE_DIR, BYGONE_HOST,
   BYGONE_COMPRESSION, BYGONE_PACK_SIZE, BYGONE_READ_CONCURRENCY
-      stand for the options of these names.
+      stand for the options of these names. An empty variable counts as unset.
   BYGONE_PASSWORD, BYGONE_PASSWORD_FILE, BYGONE_PASSWORD_COMMAND
       The password, or where it comes from. Without any of these, and without the
       RESTIC_ variables of the same names, which are read too, the systemd credential
@@ -189,6 +190,7 @@ pub enum Command {
 /// Runs the program; returns how it ends.
 pub fn main() -> Exit {
     harden();
+    forget_empty_variables();
     #[cfg(feature = "mount")]
     let arguments = match mount::arguments(std::env::args_os().collect()) {
         Ok(arguments) => arguments,
@@ -245,6 +247,18 @@ fn harden() {
     }
     let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+}
+
+/// A variable that is empty says nothing, here as elsewhere: services set those that they have no value for.
+fn forget_empty_variables() {
+    let ours = |name: &OsStr| {
+        let name = name.as_encoded_bytes();
+        name.starts_with(b"BYGONE_") || name.starts_with(b"RESTIC_") || name == b"CREDENTIALS_DIRECTORY"
+    };
+    for (name, _) in std::env::vars_os().filter(|(name, value)| value.is_empty() && ours(name)) {
+        // SAFETY: no other thread runs yet that could be reading the environment.
+        unsafe { std::env::remove_var(name) };
+    }
 }
 
 impl Command {
