@@ -325,7 +325,7 @@ impl Global {
                 }
                 Ok(name)
             }
-            Err(_) => bail!("no repository given: use `-r REPOSITORY` or $BYGONE_REPOSITORY"),
+            Err(_) => bail!("no repository given: use `-r REPOSITORY` or $BYGONE_REPOSITORY; it is {}", store::FORMS),
         }
     }
 

@@ -217,3 +217,14 @@ fn an_empty_variable_counts_as_unset() {
     let mut command = sandbox.command(args!["snapshots"]);
     Run::of(command.env("BYGONE_PASSWORD", "").write_stdin("")).expect_code(1).says("no password given");
 }
+
+#[test]
+fn a_wrong_name_of_a_repository_is_told_what_it_may_be() {
+    let sandbox = Sandbox::empty();
+    for (code, name) in [(1, "https://host/bucket"), (1, "sftp:host:/x"), (10, "backups"), (10, "s4:bucket")] {
+        for args in [args!["-r", name, "snapshots"], args!["-r", name, "--json", "snapshots"]] {
+            let run = Run::of(sandbox.command(args).current_dir(sandbox.path("")));
+            run.expect_code(code).says(name).says("s3:https://HOST/BUCKET/PREFIX").says("swift:CONTAINER:/PREFIX");
+        }
+    }
+}
