@@ -2,8 +2,8 @@
 //!
 //! Operations write here and never print; the command line reads it to draw bars and to choose the exit code.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Counters and errors of one operation. All methods may be called from any thread.
 #[derive(Debug, Default)]
@@ -19,7 +19,23 @@ pub struct Progress {
     current: Mutex<Vec<u8>>,
     errors: Mutex<Vec<SourceError>>,
     error_count: AtomicU64,
-    cancelled: AtomicBool,
+    cancel: Cancel,
+}
+
+/// Asks all who hold a clone of it to end as soon as they can.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Asks them.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether they were asked.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// An entry that could not be handled while the rest went on.
@@ -82,11 +98,11 @@ impl Progress {
 
     /// Asks the operation to end as soon as it can.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+        self.cancel.cancel();
     }
 
     /// Whether the operation was asked to end.
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+        self.cancel.is_cancelled()
     }
 }

@@ -113,6 +113,8 @@ pub enum ErrorKind {
     Unanswered,
     /// The thread may not wait for storage, and would have to: see [`deadline::without_waiting`].
     WouldWait,
+    /// The run was asked to end.
+    Interrupted,
     /// Anything else.
     Other,
 }

@@ -37,7 +37,7 @@ use self::error::{Context, failure};
 use self::transport::Transport;
 use super::remote::http::{Hints, Http, whole_range};
 use super::remote::options::Options;
-use super::remote::{Failure, FailureKind, Outcome, Page, Remote, RemoteOptions, Store};
+use super::remote::{Failure, FailureKind, Outcome, Page, Remote, RemoteOptions, Store, in_this_attempt};
 use super::{Backend, ObjectKind};
 
 /// Objects that are longer go in parts.
@@ -52,12 +52,10 @@ const PARTS_IN_FLIGHT: usize = 4;
 const PART_ATTEMPTS: u32 = 6;
 /// A region that every server knows when none is said.
 const REGION_DEFAULT: &str = "us-east-1";
-/// A read that yields nothing for this long is given up.
-const STALL_MAX: Duration = Duration::from_secs(60);
 
 const HINTS: Hints = Hints {
     address: "check the repository's address or $AWS_ENDPOINT_URL, and the network",
-    authority: "name its authority with $AWS_CA_BUNDLE or `-o s3.cacert=FILE`",
+    authority: "$AWS_CA_BUNDLE or `-o s3.cacert=FILE`",
 };
 
 /// Where a repository lies in S3.
@@ -77,11 +75,15 @@ impl Place {
     pub fn parse(text: &str) -> Result<Place, String> {
         let (endpoint, rest) = if let Some((scheme, rest)) = text.split_once("://") {
             if !matches!(scheme, "http" | "https") {
-                return Err(format!("`s3:{text}`: the address must start with https:// or http://"));
+                return Err(format!(
+                    "`s3:{text}`: the address must start with https:// or http://, as in `s3:https://HOST/BUCKET/PREFIX`"
+                ));
             }
             let (host, rest) = rest.split_once('/').unwrap_or((rest, ""));
             if host.contains('@') {
-                return Err("credentials do not belong into the repository's address: set AWS_ACCESS_KEY_ID".to_owned());
+                return Err("credentials do not belong into the repository's address: set AWS_ACCESS_KEY_ID and \
+                            AWS_SECRET_ACCESS_KEY, or `-o s3.profile`"
+                    .to_owned());
             }
             (Some(format!("{scheme}://{host}")).filter(|_| host != "s3.amazonaws.com"), rest)
         } else {
@@ -356,7 +358,7 @@ impl S3 {
                 let part = rest.split_to(part_len.min(rest.len()));
                 let (client, key, upload) = (client.clone(), key.to_owned(), upload.to_owned());
                 let (bucket, requests) = (self.place.bucket.clone(), self.http.requests().clone());
-                flying.spawn(async move {
+                flying.spawn(in_this_attempt(async move {
                     let sum = md5(&part);
                     let mut pause = Duration::from_millis(200);
                     let mut attempts = 0;
@@ -381,7 +383,7 @@ impl S3 {
                         tokio::time::sleep(pause).await;
                         pause *= 2;
                     }
-                });
+                }));
             }
             match flying.join_next().await {
                 None => break,
@@ -400,20 +402,16 @@ impl S3 {
             return Err(too_long());
         }
         let mut bytes = Vec::with_capacity(declared.unwrap_or(0) as usize);
-        loop {
-            match tokio::time::timeout(STALL_MAX, body.next()).await {
-                Ok(None) => break,
-                Ok(Some(Ok(data))) if (bytes.len() + data.len()) as u64 > len_max => return Err(too_long()),
-                Ok(Some(Ok(data))) => {
-                    self.http.requests().add_received(data.len() as u64);
-                    bytes.extend_from_slice(&data);
-                }
-                Ok(Some(Err(error))) => {
-                    let what = format!("the answer was cut short: {}", super::remote::http::chain(&error));
-                    return Err(Failure::new(FailureKind::Transient, what));
-                }
-                Err(_) => return Err(Failure::new(FailureKind::Transient, "the answer stalled")),
+        while let Some(data) = body.next().await {
+            let data = data.map_err(|error| {
+                let what = format!("the answer was cut short: {}", super::remote::http::chain(&error));
+                Failure::new(FailureKind::Transient, what)
+            })?;
+            if (bytes.len() + data.len()) as u64 > len_max {
+                return Err(too_long());
             }
+            self.http.requests().add_received(data.len() as u64);
+            bytes.extend_from_slice(&data);
         }
         if declared.is_some_and(|len| len != bytes.len() as u64) {
             return Err(Failure::new(FailureKind::Transient, "the answer was cut short"));
@@ -607,6 +605,15 @@ mod tests {
         let listed: Vec<&str> = OPTIONS.iter().map(|(name, _)| *name).collect();
         assert!(options.asked().all(|name| listed.contains(&name)));
         assert_eq!(options.asked().count(), listed.len());
+    }
+
+    #[test]
+    fn a_file_of_authorities_that_cannot_be_read_is_named_with_what_names_it() {
+        let env = |name: &str| (name == "AWS_CA_BUNDLE").then(|| "/no/such/file".to_owned());
+        let place = Place::parse("b").expect("parses");
+        let opened = open(place, &mut Options::default(), RemoteOptions::default(), &env);
+        let message = opened.err().expect("there is no such file");
+        assert!(message.contains("/no/such/file") && message.contains("AWS_CA_BUNDLE"), "{message}");
     }
 
     #[test]

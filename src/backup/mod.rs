@@ -41,6 +41,7 @@ use self::earlier::{Earlier, NewChunk};
 use self::long::{CutRun, Cutter, FileEnd, Piece, Run, Stopped};
 use self::read::{Done, OwnedContent, OwnedPiece, ToRead};
 use self::scan::{Item, Was};
+use self::stream::Running;
 pub use self::stream::{Stream, StreamSource};
 use self::tree_builder::{ListBuilder, TreeBuilder};
 
@@ -184,6 +185,7 @@ pub fn run(repo: &Arc<Repository>, options: Options, progress: &Arc<Progress>) -
 
     let mut warnings = Vec::new();
     let snapshots = readable_snapshots(repo, snapshot_ids, &mut warnings)?;
+    let running = Running::default();
     let scan = scan::start(scan::Setup {
         repo,
         options: &options,
@@ -191,10 +193,12 @@ pub fn run(repo: &Arc<Repository>, options: Options, progress: &Arc<Progress>) -
         snapshots: &snapshots,
         pool: &pool,
         progress,
+        running: &running,
     })?;
     let mut committer = Committer::new(repo.clone(), pool.clone(), writer, progress.clone());
     committer.summary.errors = 0;
-    let root = committer.take(scan.steps)?;
+    // The scan may be waiting for what a command prints, and would not notice that it is waited for by nobody.
+    let root = committer.take(scan.steps).inspect_err(|_| running.end())?;
     let parent = scan.parent;
     if let (Some((id, _)), Some(message)) = (&parent, scan.unread.get()) {
         warnings.push(format!(

@@ -20,7 +20,7 @@ use crate::source::{Entry, EntryKind, Event, WalkOptions};
 use super::long::{self, CutRun, Cutter, EndedFile, FileEnd, Go, Run, Stopped};
 use super::parent::{self, ParentDirectory, Unread};
 use super::read::{Done, Reader, ToRead};
-use super::stream::{Open, Stream};
+use super::stream::{Open, Running, Stream};
 use super::walker::Walker;
 use super::{Compare, Error, Options, ParentChoice};
 
@@ -97,6 +97,7 @@ pub(super) struct Setup<'a> {
     pub snapshots: &'a [(ObjectId, Snapshot)],
     pub pool: &'a Arc<Pool>,
     pub progress: &'a Arc<Progress>,
+    pub running: &'a Running,
 }
 
 /// A scan that has begun.
@@ -118,7 +119,7 @@ struct Begun {
 
 /// Starts the scan on a thread of its own; returns once its targets and its parent are known.
 pub(super) fn start(setup: Setup<'_>) -> Result<Scan, Error> {
-    let Setup { repo, options, host, snapshots, pool, progress } = setup;
+    let Setup { repo, options, host, snapshots, pool, progress, running } = setup;
     let (steps, receiver) = sync_channel((2 * pool.threads() + 2).min(16));
     let (begun_sender, begun) = sync_channel(1);
     let mut streams = options.streams.clone();
@@ -129,6 +130,7 @@ pub(super) fn start(setup: Setup<'_>) -> Result<Scan, Error> {
         (repo.clone(), host.to_owned(), snapshots.to_vec(), pool.clone(), progress.clone());
     let told = Unread::default();
     let unread = told.clone();
+    let running = running.clone();
     let scan = move || {
         let reader = Arc::new(Reader { chunker: repo.chunker(), progress: progress.clone(), repo: repo.clone() });
         let chunker = repo.chunker();
@@ -136,6 +138,7 @@ pub(super) fn start(setup: Setup<'_>) -> Result<Scan, Error> {
         let mut scanner = Scanner {
             repo: &repo,
             progress: &progress,
+            running,
             reader,
             chunker,
             sender,
@@ -211,6 +214,7 @@ impl Sender {
 struct Scanner<'a> {
     repo: &'a Repository,
     progress: &'a Progress,
+    running: Running,
     reader: Arc<Reader>,
     chunker: Chunker,
     sender: Sender,
@@ -446,7 +450,7 @@ impl Scanner<'_> {
 
     fn stream(&mut self, stream: &Stream, old: Option<OwnedNode>) -> Go<io::Result<()>> {
         self.progress.set_current(stream.name.as_bytes());
-        let mut open = match Open::start(&stream.source) {
+        let mut open = match Open::start(&stream.source, &self.running) {
             Ok(open) => open,
             Err(error) => return Ok(Err(error)),
         };

@@ -40,6 +40,9 @@ pub struct Args {
     #[arg(long, help_heading = "Streams")]
     pub stdin_from_command: bool,
     /// Run a shell command and back up what it prints as the file NAME (can be given several times)
+    ///
+    /// No snapshot is made if it fails. Of a pipe the shell, `sh`, notices only whether the last command failed; to notice
+    /// all, write `NAME=bash -o pipefail -c 'COMMAND | COMMAND'`.
     #[arg(long, value_name = "NAME=COMMAND", help_heading = "Streams")]
     pub command: Vec<String>,
 

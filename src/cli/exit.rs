@@ -62,7 +62,10 @@ fn of_repository(error: &repo::Error) -> Exit {
 pub fn hint(error: &anyhow::Error) -> Option<&'static str> {
     let error = error.chain().find_map(|cause| cause.downcast_ref().or_else(|| of_backup(cause)))?;
     match error {
-        repo::Error::NoRepository { .. } => Some("check the path given with `-r`, or create one with `bygone init`"),
+        repo::Error::NoRepository { .. } => Some(
+            "check what is given with `-r`, a directory, `s3:https://HOST/BUCKET/PREFIX` or `swift:CONTAINER:/PREFIX`, or \
+             create a repository with `bygone init`",
+        ),
         repo::Error::WrongPassword { .. } => {
             Some("the password comes from `--password-file`, `--password-command`, $BYGONE_PASSWORD or the prompt")
         }

@@ -29,6 +29,7 @@ pub mod tag;
 pub mod umount;
 pub mod version;
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,7 +46,7 @@ use self::store::StoreArgs;
 use crate::backend::Backend;
 use crate::format::snapshot::Snapshot;
 use crate::id::ObjectId;
-use crate::progress::Progress;
+use crate::progress::{Cancel, Progress};
 use crate::repo::{OpenOptions, Repository};
 
 /// Backups that are directories: deduplicated, compressed, encrypted restore points, each a tree to browse and copy from.
@@ -72,7 +73,7 @@ Snapshots are named by
 Environment:
   BYGONE_REPOSITORY, BYGONE_REPOSITORY_FILE, BYGONE_CACHE_DIR, BYGONE_HOST,
   BYGONE_COMPRESSION, BYGONE_PACK_SIZE, BYGONE_READ_CONCURRENCY
-      stand for the options of these names.
+      stand for the options of these names. An empty variable counts as unset.
   BYGONE_PASSWORD, BYGONE_PASSWORD_FILE, BYGONE_PASSWORD_COMMAND
       The password, or where it comes from. Without any of these, and without the
       RESTIC_ variables of the same names, which are read too, the systemd credential
@@ -190,6 +191,7 @@ pub enum Command {
 /// Runs the program; returns how it ends.
 pub fn main() -> Exit {
     harden();
+    forget_empty_variables();
     #[cfg(feature = "mount")]
     let arguments = match mount::arguments(std::env::args_os().collect()) {
         Ok(arguments) => arguments,
@@ -246,6 +248,18 @@ fn harden() {
     }
     let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+}
+
+/// A variable that is empty says nothing, here as elsewhere: services set those that they have no value for.
+fn forget_empty_variables() {
+    let ours = |name: &OsStr| {
+        let name = name.as_encoded_bytes();
+        name.starts_with(b"BYGONE_") || name.starts_with(b"RESTIC_") || name == b"CREDENTIALS_DIRECTORY"
+    };
+    for (name, _) in std::env::vars_os().filter(|(name, value)| value.is_empty() && ours(name)) {
+        // SAFETY: no other thread runs yet that could be reading the environment.
+        unsafe { std::env::remove_var(name) };
+    }
 }
 
 impl Command {
@@ -312,7 +326,7 @@ impl Global {
                 }
                 Ok(name)
             }
-            Err(_) => bail!("no repository given: use `-r REPOSITORY` or $BYGONE_REPOSITORY"),
+            Err(_) => bail!("no repository given: use `-r REPOSITORY` or $BYGONE_REPOSITORY; it is {}", store::FORMS),
         }
     }
 
@@ -410,22 +424,23 @@ impl Global {
 
     /// Shows `progress` until the result is dropped, and lets a signal cancel it.
     pub fn watch(&self, progress: &Arc<Progress>, what: &'static str) -> Watch {
-        cancel_on_signal(progress);
+        cancel_on_signal(progress, &self.store.cancel);
         Watch::new(progress, what, self.quiet, self.json)
     }
 }
 
 /// The first signal asks the operation to end, the second one ends the process.
-fn cancel_on_signal(progress: &Arc<Progress>) {
+fn cancel_on_signal(progress: &Arc<Progress>, requests: &Cancel) {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]) else { return };
-    let progress = progress.clone();
+    let (progress, requests) = (progress.clone(), requests.clone());
     let _ = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for _ in signals.forever() {
             if progress.is_cancelled() {
                 std::process::exit(Exit::Interrupted as i32);
             }
             progress.cancel();
+            requests.cancel();
         }
     });
 }

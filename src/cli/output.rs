@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -126,9 +126,23 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
+/// The bar that is on the terminal.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Has lines printed while no bar is in their place.
+pub fn beside_bar(print: impl FnOnce()) {
+    let bar = BAR.lock().expect("no panic while held").clone();
+    match bar {
+        Some(bar) => bar.suspend(print),
+        None => print(),
+    }
+}
+
 /// Writes a line to standard error. If that is gone there is nobody to tell.
 pub fn tell(line: impl Display) {
-    let _ = writeln!(io::stderr().lock(), "{line}");
+    beside_bar(|| {
+        let _ = writeln!(io::stderr().lock(), "{line}");
+    });
 }
 
 /// An error with its causes in one line, each said once: some already name theirs.
@@ -231,18 +245,16 @@ impl Drop for Watch {
 fn watch(progress: &Progress, what: &'static str, show: Show, stop: &AtomicBool) {
     let started = Instant::now();
     let bar = (show == Show::Bar).then(|| new_bar(what));
+    BAR.lock().expect("no panic while held").clone_from(&bar);
     let mut told = started;
     let mut rate = Rate::default();
     let json = show == Show::Json;
     while !stop.load(Ordering::Relaxed) {
         std::thread::park_timeout(Duration::from_millis(100));
-        let errors = progress.take_errors();
+        progress.take_errors().iter().for_each(|error| report_error(error, json));
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let (bytes, total) = (load(&progress.bytes_done), load(&progress.bytes_total));
         if let Some(bar) = &bar {
-            if !errors.is_empty() {
-                bar.suspend(|| errors.iter().for_each(|error| report_error(error, false)));
-            }
             if total > 0 && bar.length() != Some(total.max(bytes)) {
                 bar.set_length(total.max(bytes));
                 bar.set_style(style(true));
@@ -254,8 +266,6 @@ fn watch(progress: &Progress, what: &'static str, show: Show, stop: &AtomicBool)
             let all = [rate.text(total), passed, count].into_iter().filter(|text| !text.is_empty());
             let text = all.collect::<Vec<_>>().join(", ");
             bar.set_message(format!("{text}  {}", quote(&progress.current())));
-        } else {
-            errors.iter().for_each(|error| report_error(error, json));
         }
         if json && told.elapsed() >= Duration::from_secs(1) {
             told = Instant::now();
@@ -275,6 +285,7 @@ fn watch(progress: &Progress, what: &'static str, show: Show, stop: &AtomicBool)
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
+    *BAR.lock().expect("no panic while held") = None;
 }
 
 /// How fast it goes, by what was done in the last seconds.

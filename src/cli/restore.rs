@@ -1,6 +1,6 @@
 //! `restore`: a snapshot, or a part of it, into a directory.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -186,6 +186,8 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     refuse_repository(&args.target, &location)?;
     // A repository that lies within the target is not surplus.
     let protected = std::fs::metadata(&location).map(|found| (found.dev(), found.ino()));
+    let on_terminal = std::io::stdout().is_terminal();
+    // A reader that has gone away does not end a restore.
     let report = |path: &[u8], action: Action, size: u64| {
         let detail = match action {
             Action::Restored | Action::Updated | Action::Deleted => 1,
@@ -194,9 +196,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
         if global.verbose < detail {
             return;
         }
-        let mut out = output::stdout();
-        // A reader that has gone away does not end a restore.
-        let _ = if global.json {
+        if global.json {
             let status = JsonStatus {
                 message_type: "verbose_status",
                 action: name(action),
@@ -204,11 +204,12 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
                 item_hex: entry::hex_unless_text(path),
                 size,
             };
-            json::write_line(&mut out, &status)
+            let _ = json::write_line(&mut output::stdout(), &status);
         } else {
             let (what, width) = if args.dry_run { (would(action), 13) } else { (name(action), 9) };
-            writeln!(out, "{what:<width$} {} {}", quote(path), human_size(size))
-        };
+            let print = || drop(writeln!(output::stdout(), "{what:<width$} {} {}", quote(path), human_size(size)));
+            if on_terminal { output::beside_bar(print) } else { print() }
+        }
     };
     let options = Options {
         overwrite: match args.overwrite {

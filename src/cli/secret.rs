@@ -55,9 +55,6 @@ impl PasswordArgs {
             return from_command(command);
         }
         if let Some(password) = variable("BYGONE_PASSWORD").or_else(|| variable("RESTIC_PASSWORD")) {
-            if password.is_empty() {
-                bail!("the password in the environment is empty; use --insecure-no-password if that is what you want");
-            }
             return Ok(password);
         }
         if let Some(file) = std::env::var_os("RESTIC_PASSWORD_FILE") {

@@ -10,6 +10,7 @@ use super::{HEADING, output};
 use crate::backend::Backend;
 use crate::backend::count::{Count, Requests};
 use crate::backend::local::Local;
+use crate::progress::Cancel;
 
 /// Options about the store that a repository lies in.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -30,22 +31,31 @@ pub struct StoreArgs {
     /// What the store was asked so far.
     #[arg(skip)]
     pub requests: Arc<Requests>,
+    /// Ends requests that get nowhere.
+    #[arg(skip)]
+    pub cancel: Cancel,
 }
 
 /// Schemes that restic's users may try.
 const FOREIGN: &[&str] = &["sftp", "rest", "rclone", "b2", "gs", "azure", "opendal"];
 
+/// What a repository may be.
+pub const FORMS: &str = "a directory, `s3:https://HOST/BUCKET/PREFIX` or `swift:CONTAINER:/PREFIX`";
+
 impl StoreArgs {
     /// The backend that `name` means.
     pub fn open(&self, name: &str) -> Result<Arc<dyn Backend>> {
         if name.is_empty() {
-            bail!("the repository's name is empty");
+            bail!("the repository's name is empty; it is {FORMS}");
         }
         match name.split_once(':') {
             Some(("s3", place)) => self.open_s3(place),
             Some(("swift", place)) => self.open_swift(place),
             Some((scheme, _)) if FOREIGN.contains(&scheme) => {
-                bail!("this version keeps repositories in directories, `s3:` and `swift:`, not in `{scheme}:`")
+                bail!("`{name}`: this version has no repositories in `{scheme}:`; a repository is {FORMS}")
+            }
+            Some((scheme, rest)) if scheme != "local" && !scheme.contains('/') && rest.starts_with("//") => {
+                bail!("`{name}` is no repository: `{scheme}:` is not known; a repository is {FORMS}")
             }
             Some(("local", path)) => self.open_local(path),
             _ => self.open_local(name),
@@ -101,7 +111,8 @@ impl StoreArgs {
 impl StoreArgs {
     fn remote(&self) -> crate::backend::remote::RemoteOptions {
         use crate::backend::remote::{Limits, RemoteOptions};
-        let mut remote = RemoteOptions { requests: self.requests.clone(), ..RemoteOptions::default() };
+        let mut remote =
+            RemoteOptions { requests: self.requests.clone(), cancel: self.cancel.clone(), ..RemoteOptions::default() };
         let bytes = |kib: u64| kib.saturating_mul(1024);
         remote.http.limits = Limits { upload: self.limit_upload.map(bytes), download: self.limit_download.map(bytes) };
         remote
@@ -159,7 +170,10 @@ mod tests {
         for (name, location) in [("/a/b", "/a/b"), ("a:b", "a:b"), ("local:s3:x", "s3:x")] {
             assert_eq!(store.open(name).expect("opens").location(), location);
         }
-        assert!(store.open("sftp:host:/x").is_err() && store.open("").is_err());
+        for name in ["sftp:host:/x", "", "https://host/bucket", "S3://bucket/x"] {
+            let message = store.open(name).err().expect("refused").to_string();
+            assert!(message.contains(FORMS), "{message}");
+        }
         let with = StoreArgs { options: vec!["s3.region=x".to_owned()], ..StoreArgs::default() };
         assert!(with.open("/a").is_err(), "an option that means nothing");
     }

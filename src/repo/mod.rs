@@ -32,7 +32,7 @@ use crate::pool;
 pub enum Error {
     /// The store failed.
     #[error(transparent)]
-    Backend(#[from] backend::Error),
+    Backend(backend::Error),
     /// An object or blob is not what it must be.
     #[error("{object} is damaged: {what}")]
     Corrupt {
@@ -101,6 +101,15 @@ pub enum Error {
     /// The operation was cancelled.
     #[error("interrupted")]
     Cancelled,
+}
+
+impl From<backend::Error> for Error {
+    fn from(error: backend::Error) -> Self {
+        match error.kind {
+            backend::ErrorKind::Interrupted => Error::Cancelled,
+            _ => Error::Backend(error),
+        }
+    }
 }
 
 /// Result of a repository operation.

@@ -193,3 +193,38 @@ fn a_repository_may_have_a_relative_name_of_one_part() {
         assert_eq!(sandbox.ok(args!["-r", name, "dump", "latest", sandbox.path("source/file")]).out(), "content");
     }
 }
+
+#[test]
+fn an_empty_variable_counts_as_unset() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "x");
+    let repository = sandbox.repository();
+    let empty =
+        ["REPOSITORY", "REPOSITORY_FILE", "CACHE_DIR", "CACHE_DIR_SIZE", "PASSWORD_FILE", "PASSWORD_COMMAND", "HOST"]
+            .into_iter()
+            .chain(["COMPRESSION", "PACK_SIZE", "READ_CONCURRENCY"])
+            .map(|name| format!("BYGONE_{name}"))
+            .chain(["RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE", "RESTIC_PASSWORD_FILE"].map(str::to_owned))
+            .chain(["CREDENTIALS_DIRECTORY".to_owned()]);
+    let mut command = sandbox.command(args!["-r", repository, "backup", sandbox.source()]);
+    command.current_dir(sandbox.path(""));
+    command.envs(empty.map(|name| (name, "")));
+    Run::of(&mut command).expect_code(0);
+    let mut command = sandbox.command(args!["snapshots"]);
+    Run::of(command.env("BYGONE_REPOSITORY", "").env("RESTIC_REPOSITORY", repository)).expect_code(0);
+    let mut command = sandbox.command(args!["snapshots"]);
+    Run::of(command.env("BYGONE_REPOSITORY", "")).expect_code(1).says("no repository given");
+    let mut command = sandbox.command(args!["snapshots"]);
+    Run::of(command.env("BYGONE_PASSWORD", "").write_stdin("")).expect_code(1).says("no password given");
+}
+
+#[test]
+fn a_wrong_name_of_a_repository_is_told_what_it_may_be() {
+    let sandbox = Sandbox::empty();
+    for (code, name) in [(1, "https://host/bucket"), (1, "sftp:host:/x"), (10, "backups"), (10, "s4:bucket")] {
+        for args in [args!["-r", name, "snapshots"], args!["-r", name, "--json", "snapshots"]] {
+            let run = Run::of(sandbox.command(args).current_dir(sandbox.path("")));
+            run.expect_code(code).says(name).says("s3:https://HOST/BUCKET/PREFIX").says("swift:CONTAINER:/PREFIX");
+        }
+    }
+}

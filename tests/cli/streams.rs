@@ -1,7 +1,12 @@
 //! Backups of what programs print.
 
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
 use crate::support::generate;
-use crate::support::sandbox::{Run, Sandbox};
+use crate::support::mount::within;
+use crate::support::sandbox::{Run, Sandbox, program};
 
 #[test]
 fn standard_input_becomes_a_file() {
@@ -128,4 +133,24 @@ fn a_stream_is_compared_with_that_of_the_parent_by_its_content() {
     assert_eq!(counts("b", 7), [0, 0, 1]);
     assert_eq!(counts("b", 0), [0, 1, 0]);
     assert_eq!(counts("b", 0), [0, 0, 1]);
+}
+
+#[test]
+fn what_a_command_has_started_ends_with_the_backup() {
+    let sandbox = Sandbox::new();
+    let started = sandbox.path("started");
+    let command = format!("x=touch {}; sleep 60 | cat; echo", started.display());
+    let mut backup = std::process::Command::new(program());
+    backup.args(args!["backup", "--command", command]).env_clear().envs(sandbox.environment());
+    // Not in the foreground of a terminal, wherever the tests run.
+    backup.process_group(0).stdout(Stdio::null()).stderr(Stdio::piped());
+    let backup = backup.spawn().unwrap();
+    assert!(within(Duration::from_secs(20), || started.exists()), "the command does not start");
+    let from = Instant::now();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&backup), rustix::process::Signal::INT).unwrap();
+    // Whoever is left holds standard error open.
+    let output = backup.wait_with_output().unwrap();
+    assert!(from.elapsed() < Duration::from_secs(20), "{:?}", from.elapsed());
+    assert_eq!((output.status.code(), &*output.stderr), (Some(130), &b"error: interrupted\n"[..]));
+    assert_eq!(sandbox.snapshots().len(), 0);
 }

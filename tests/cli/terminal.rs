@@ -94,6 +94,24 @@ fn progress_is_for_terminals_only() {
 }
 
 #[test]
+fn no_line_is_printed_into_the_bar() {
+    needs_program!("script");
+    let sandbox = Sandbox::new();
+    for n in 0..4000 {
+        sandbox.write(&format!("file-{n}"), "x");
+    }
+    sandbox.backup();
+    let source = sandbox.source();
+    let args = format!("restore latest:{} --target {} -v", source.display(), sandbox.path("copy").display());
+    let shown = on_terminal(&sandbox, &args);
+    assert!(shown.contains(" passed, "), "no bar was shown: {shown:?}");
+    for line in shown.lines().filter(|line| line.contains("restored ")) {
+        let after = line.rsplit("\x1b[2K").next().unwrap();
+        assert!(!after.contains(" passed, "), "{line:?}");
+    }
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_error() {
     let sandbox = Sandbox::new();
     for n in 0..3000 {

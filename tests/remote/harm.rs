@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::attach::Attached;
 use crate::support::compare::assert_same;
 use crate::support::generate::noise;
 use crate::support::mount::within;
-use crate::support::proxy::{Fault, Proxy, Rule};
+use crate::support::proxy::{Fault, Network, Proxy, Rule};
 use crate::support::remote::{Host, Store};
 use crate::support::services::Services;
 
@@ -103,6 +103,40 @@ fn a_server_that_hangs_for_a_while_costs_a_backup_only_time() {
     }
     succeeds(backup);
     services.catch_up();
+    comes_back(&host);
+}
+
+#[test]
+fn a_run_that_is_ended_does_not_wait_for_a_store_that_is_away() {
+    let Some((_services, proxy, _, host)) = set_up("harmed") else { return };
+    let ends = |args: Vec<std::ffi::OsString>, method: &str, network: Network| {
+        proxy.take_counts();
+        proxy.add(Rule::new("* */packs/*", Fault::Delay(500)));
+        let mut run = host.command(args);
+        let run = run.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        seen(&proxy, method);
+        std::thread::sleep(Duration::from_millis(200));
+        proxy.set_network(network);
+        std::thread::sleep(Duration::from_secs(2));
+        let from = Instant::now();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&run), rustix::process::Signal::TERM).unwrap();
+        let output = run.wait_with_output().unwrap();
+        let (took, said) = (from.elapsed(), String::from_utf8_lossy(&output.stderr).into_owned());
+        assert!(took < Duration::from_secs(4), "{network:?}: {took:?}");
+        assert_eq!((output.status.code(), said.as_str()), (Some(130), "error: interrupted\n"), "{network:?}");
+        proxy.set_network(Network::Up);
+        proxy.clear();
+    };
+    for network in [Network::Down, Network::Silent] {
+        ends(args!["backup", "-q", "--host", host.name, host.sandbox.source()], "PUT", network);
+    }
+    host.backup();
+    let selector = format!("latest:{}", host.sandbox.source().display());
+    for network in [Network::Down, Network::Silent] {
+        // Without what the backup has left in the cache.
+        let args = args!["--no-cache", "restore", "-q", selector, "--target", host.sandbox.path("ended")];
+        ends(args, "GET", network);
+    }
     comes_back(&host);
 }
 

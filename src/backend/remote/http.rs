@@ -5,9 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -21,7 +20,9 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::time::Sleep;
 
+use super::flow::Exchange;
 use super::limit::{Connector, Limits};
 use super::{Failure, FailureKind};
 use crate::backend::count::{Request as Sort, Requests};
@@ -43,7 +44,7 @@ pub(in crate::backend) type Body = UnsyncBoxBody<Bytes, BoxError>;
 /// A request.
 pub(in crate::backend) type Request = hyper::Request<Body>;
 /// An answer whose body is still to be read.
-pub(in crate::backend) type Response = hyper::Response<Incoming>;
+pub(in crate::backend) type Response = hyper::Response<Answer>;
 
 /// What the user set about connections.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +62,7 @@ pub struct HttpOptions {
 pub(in crate::backend) struct Hints {
     /// Where the address comes from.
     pub(in crate::backend) address: &'static str,
-    /// How to name an authority.
+    /// Where the authorities to trust come from.
     pub(in crate::backend) authority: &'static str,
 }
 
@@ -92,7 +93,7 @@ impl Http {
         tcp.set_connect_timeout(Some(CONNECT_MAX));
         tcp.set_keepalive(Some(Duration::from_secs(30)));
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(options)?)
+            .with_tls_config(tls(options, hints)?)
             .https_or_http()
             .enable_http1()
             .wrap_connector(Connector::new(tcp, options.limits));
@@ -112,19 +113,14 @@ impl Http {
             .entry(USER_AGENT)
             .or_insert(HeaderValue::from_static(concat!("bygone/", env!("CARGO_PKG_VERSION"))));
         let host = request.uri().authority().map_or_else(String::new, ToString::to_string);
-        let clock = Arc::new(Clock::new());
-        let request = request.map(|body| Pieces {
-            body,
-            rest: Bytes::new(),
-            clock: clock.clone(),
-            requests: self.requests.clone(),
-        });
+        let exchange = Exchange::begin(&mut request);
+        let request = request.map(|body| Pieces { body, rest: Bytes::new(), requests: self.requests.clone() });
         let mut answer = std::pin::pin!(self.client.request(request));
         loop {
-            match tokio::time::timeout(STALL_MAX.saturating_sub(clock.idle()), answer.as_mut()).await {
-                Ok(Ok(response)) => return Ok(response),
+            match tokio::time::timeout(STALL_MAX.saturating_sub(exchange.idle()), answer.as_mut()).await {
+                Ok(Ok(response)) => return Ok(response.map(|body| Answer { body, exchange, stalls: None })),
                 Ok(Err(error)) => return Err(self.failure(&host, &error)),
-                Err(_) if clock.idle() >= STALL_MAX => {
+                Err(_) if exchange.idle() >= STALL_MAX => {
                     let what = format!("{host} did not answer for {} seconds", STALL_MAX.as_secs());
                     return Err(Failure::new(FailureKind::Transient, what));
                 }
@@ -142,16 +138,11 @@ impl Http {
         }
         let mut bytes = Vec::with_capacity(declared.unwrap_or(0) as usize);
         let mut body = response.into_body();
-        loop {
-            let frame = match tokio::time::timeout(STALL_MAX, body.frame()).await {
-                Ok(None) => break,
-                Ok(Some(Ok(frame))) => frame,
-                Ok(Some(Err(error))) => {
-                    let what = format!("the answer was cut short: {}", chain(&error));
-                    return Err(Failure::new(FailureKind::Transient, what));
-                }
-                Err(_) => return Err(Failure::new(FailureKind::Transient, "the answer stalled")),
-            };
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                let what = format!("the answer was cut short: {}", chain(&*error));
+                Failure::new(FailureKind::Transient, what)
+            })?;
             if let Some(data) = frame.data_ref() {
                 if (bytes.len() + data.len()) as u64 > len_max {
                     return Err(too_long());
@@ -164,6 +155,7 @@ impl Http {
     }
 
     /// Where requests are counted.
+    #[cfg(feature = "s3")]
     pub(in crate::backend) fn requests(&self) -> &Arc<Requests> {
         &self.requests
     }
@@ -174,7 +166,10 @@ impl Http {
             return Failure::new(FailureKind::Transient, format!("the connection to {host} broke: {cause}"));
         }
         if cause.contains("certificate") {
-            let what = format!("the certificate of {host} is not trusted ({cause}); {}", self.hints.authority);
+            let what = format!(
+                "the certificate of {host} is not trusted ({cause}); name its authority with {}",
+                self.hints.authority
+            );
             return Failure::new(FailureKind::Other, what);
         }
         let what = format!("cannot connect to {host}: {cause}; {}", self.hints.address);
@@ -209,23 +204,40 @@ pub(in crate::backend) fn chain(error: &(dyn std::error::Error + 'static)) -> St
     text
 }
 
-/// When the last byte moved.
-struct Clock {
-    start: Instant,
-    last_ms: AtomicU64,
+/// The body of an answer; it ends with an error when no byte moves any more.
+pub(in crate::backend) struct Answer {
+    body: Incoming,
+    exchange: Arc<Exchange>,
+    /// When it is to be looked at again.
+    stalls: Option<Pin<Box<Sleep>>>,
 }
 
-impl Clock {
-    fn new() -> Self {
-        Self { start: Instant::now(), last_ms: AtomicU64::new(0) }
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            self.stalls = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        loop {
+            let stalls = self.stalls.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL_MAX)));
+            ready!(stalls.as_mut().poll(context));
+            let left = STALL_MAX.saturating_sub(self.exchange.idle());
+            if left.is_zero() {
+                return Poll::Ready(Some(Err(format!("no byte came for {} seconds", STALL_MAX.as_secs()).into())));
+            }
+            self.stalls = Some(Box::pin(tokio::time::sleep(left)));
+        }
     }
 
-    fn touch(&self) {
-        self.last_ms.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
     }
 
-    fn idle(&self) -> Duration {
-        self.start.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Ordering::Relaxed)))
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -233,7 +245,6 @@ impl Clock {
 struct Pieces {
     body: Body,
     rest: Bytes,
-    clock: Arc<Clock>,
     requests: Arc<Requests>,
 }
 
@@ -242,7 +253,6 @@ impl HttpBody for Pieces {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        self.clock.touch();
         if self.rest.is_empty() {
             match ready!(Pin::new(&mut self.body).poll_frame(context)) {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -273,7 +283,7 @@ impl HttpBody for Pieces {
     }
 }
 
-fn tls(options: &HttpOptions) -> Result<ClientConfig, String> {
+fn tls(options: &HttpOptions, hints: Hints) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -284,7 +294,8 @@ fn tls(options: &HttpOptions) -> Result<ClientConfig, String> {
     }
     let mut roots = RootCertStore::empty();
     match &options.ca_file {
-        Some(file) => add_authorities(&mut roots, file)?,
+        Some(file) => add_authorities(&mut roots, file)
+            .map_err(|what| format!("{what}; the file comes from {}", hints.authority))?,
         // A system without any is an error only if a certificate has to be verified, and says so then.
         None => {
             let _ = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

@@ -14,6 +14,8 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tower_service::Service;
 
+use super::flow::Clock;
+
 /// Most bytes moved in one go under a limit, so that slow ones flow evenly.
 const PIECE_LEN_MAX: usize = 64 << 10;
 
@@ -102,7 +104,9 @@ impl Service<Uri> for Connector {
         let connecting = self.inner.call(uri);
         let valve = |bucket: &Option<Arc<Bucket>>| Valve { bucket: bucket.clone(), sleep: None };
         let (up, down) = (valve(&self.up), valve(&self.down));
-        Box::pin(async move { Ok(TokioIo::new(Limited { stream: connecting.await?.into_inner(), up, down })) })
+        Box::pin(async move {
+            Ok(TokioIo::new(Limited { stream: connecting.await?.into_inner(), up, down, clock: Clock::new() }))
+        })
     }
 }
 
@@ -111,11 +115,12 @@ pub(super) struct Limited {
     stream: TcpStream,
     up: Valve,
     down: Valve,
+    clock: Clock,
 }
 
 impl Connection for Limited {
     fn connected(&self) -> Connected {
-        self.stream.connected()
+        self.stream.connected().extra(self.clock.clone())
     }
 }
 
@@ -127,6 +132,7 @@ impl AsyncRead for Limited {
             let before = out.filled().len();
             ready!(Pin::new(&mut this.stream).poll_read(context, out))?;
             this.down.moved(out.filled().len() - before);
+            this.clock.touch();
             return Poll::Ready(Ok(()));
         }
         let mut piece = [0; PIECE_LEN_MAX];
@@ -134,6 +140,7 @@ impl AsyncRead for Limited {
         ready!(Pin::new(&mut this.stream).poll_read(context, &mut part))?;
         out.put_slice(part.filled());
         this.down.moved(part.filled().len());
+        this.clock.touch();
         Poll::Ready(Ok(()))
     }
 }
@@ -144,6 +151,7 @@ impl AsyncWrite for Limited {
         let len_max = ready!(this.up.poll_open(context));
         let len = ready!(Pin::new(&mut this.stream).poll_write(context, &bytes[..bytes.len().min(len_max)]))?;
         this.up.moved(len);
+        this.clock.touch();
         Poll::Ready(Ok(len))
     }
 
@@ -153,7 +161,10 @@ impl AsyncWrite for Limited {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if self.up.bucket.is_none() {
-            return Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, parts);
+            let this = self.get_mut();
+            let len = ready!(Pin::new(&mut this.stream).poll_write_vectored(context, parts))?;
+            this.clock.touch();
+            return Poll::Ready(Ok(len));
         }
         let first = parts.iter().find(|part| !part.is_empty()).map_or(&[][..], |part| part);
         self.poll_write(context, first)

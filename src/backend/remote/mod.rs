@@ -3,6 +3,7 @@
 //! A [`Store`] sends single requests; [`Remote`] makes a [`Backend`] of it. Everything asynchronous lives on one small
 //! runtime in here; the rest of the program blocks. No decision rests on a conditional request: servers ignore them.
 
+mod flow;
 pub(in crate::backend) mod http;
 mod limit;
 pub mod options;
@@ -16,6 +17,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::runtime::Runtime;
 
+#[cfg(feature = "s3")]
+pub(in crate::backend) use self::flow::in_this_attempt;
 pub use self::http::HttpOptions;
 pub use self::limit::Limits;
 pub use self::retry::RETRY_FOR;
@@ -23,6 +26,7 @@ use self::retry::Retry;
 use super::count::Requests;
 use super::{Backend, Error, ErrorKind, Listed, ObjectKind, ObjectName, Result, Reuse};
 use crate::id::ObjectId;
+use crate::progress::Cancel;
 
 /// Reads of at most this many bytes are sent again when they are slow.
 const HEDGED_LEN_MAX: usize = 2 << 20;
@@ -46,6 +50,8 @@ pub(in crate::backend) enum FailureKind {
     Transient,
     /// There was no connection at all.
     Unreachable,
+    /// The run was asked to end before the request was through.
+    Interrupted,
     /// Anything else.
     Other,
 }
@@ -119,12 +125,14 @@ pub struct RemoteOptions {
     pub http: HttpOptions,
     /// Where requests are counted.
     pub requests: Arc<Requests>,
+    /// Once it is cancelled, requests that get nowhere are given up and none is repeated.
+    pub cancel: Cancel,
 }
 
 impl Default for RemoteOptions {
     fn default() -> Self {
-        let (http, requests) = (HttpOptions::default(), Arc::default());
-        Self { connections: CONNECTIONS, retry_for: RETRY_FOR, http, requests }
+        let (http, requests, cancel) = (HttpOptions::default(), Arc::default(), Cancel::default());
+        Self { connections: CONNECTIONS, retry_for: RETRY_FOR, http, requests, cancel }
     }
 }
 
@@ -186,7 +194,7 @@ pub(in crate::backend) struct Remote<S> {
 impl<S: Store> Remote<S> {
     pub(in crate::backend) fn new(store: S, options: &RemoteOptions) -> Self {
         let hedges = options.http.limits.download.is_none();
-        let retry = Retry::new(options.requests.clone(), options.retry_for, hedges);
+        let retry = Retry::new(options.requests.clone(), options.retry_for, hedges, options.cancel.clone());
         Self { store, retry, connections: options.connections.max(1) }
     }
 
@@ -205,6 +213,7 @@ impl<S: Store> Remote<S> {
             FailureKind::Full => (ErrorKind::Full, io::ErrorKind::StorageFull),
             FailureKind::Truncated => (ErrorKind::Truncated, io::ErrorKind::UnexpectedEof),
             FailureKind::Transient | FailureKind::Unreachable => (ErrorKind::Transient, io::ErrorKind::Other),
+            FailureKind::Interrupted => (ErrorKind::Interrupted, io::ErrorKind::Other),
             FailureKind::Other => (ErrorKind::Unanswered, io::ErrorKind::Other),
         };
         let source = io::Error::new(io, failure.what);

@@ -1,4 +1,4 @@
-//! When a failed request is sent again, and when a slow one is sent a second time.
+//! When a failed request is sent again, and when one that is stuck is sent a second time.
 //!
 //! Only failures that may pass are retried, with growing, random pauses, until a deadline; every request that bygone sends
 //! may be repeated, because an object's name stands for its bytes. A store that was never reached is given up on soon:
@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use super::flow::Attempt;
 use super::{Failure, FailureKind};
 use crate::backend::count::Requests;
+use crate::progress::Cancel;
 
 /// First pause; each next one is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -21,11 +23,16 @@ const PAUSE_MAX: Duration = Duration::from_secs(20);
 const PAUSE_ASKED_MAX: Duration = Duration::from_secs(120);
 /// A store that never answered is given up on after this.
 const UNREACHED_MAX: Duration = Duration::from_secs(4);
-/// A read is slow when it takes this many times as long as others do.
+/// A read is stuck when no byte of it moves for this many times as long as others take.
 const SLOW_FACTOR: u32 = 8;
-/// No read is slow before this, and every one is after that.
+/// None is stuck before this, and every one is after that.
 const SLOW_MIN: Duration = Duration::from_millis(400);
 const SLOW_MAX: Duration = Duration::from_secs(8);
+
+/// Once a run is to end, an attempt of which no byte has moved for this long is given up.
+const INTERRUPTED_MAX: Duration = Duration::from_secs(1);
+/// How often it is looked whether the run is to end.
+const INTERRUPTED_CHECK: Duration = Duration::from_millis(100);
 
 /// How long failed requests are repeated when the user does not say.
 pub const RETRY_FOR: Duration = Duration::from_secs(5 * 60);
@@ -37,6 +44,7 @@ pub(super) struct Retry {
     deadline: Duration,
     /// Whether slow reads are repeated; under a limit they are meant to be slow.
     hedges: bool,
+    cancel: Cancel,
     /// Whether the store has ever answered.
     reached: AtomicBool,
     /// Running mean of the time that reads take, in microseconds.
@@ -44,11 +52,11 @@ pub(super) struct Retry {
 }
 
 impl Retry {
-    pub(super) fn new(requests: Arc<Requests>, deadline: Duration, hedges: bool) -> Self {
-        Self { requests, deadline, hedges, reached: AtomicBool::new(false), read_us: AtomicU64::new(0) }
+    pub(super) fn new(requests: Arc<Requests>, deadline: Duration, hedges: bool, cancel: Cancel) -> Self {
+        Self { requests, deadline, hedges, cancel, reached: AtomicBool::new(false), read_us: AtomicU64::new(0) }
     }
 
-    /// Runs `attempt` until it succeeds, fails for good, or time is up.
+    /// Runs `attempt` until it succeeds, fails for good, time is up, or the run is to end.
     pub(super) async fn run<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
@@ -58,7 +66,7 @@ impl Retry {
         let mut pause = PAUSE_MIN;
         let mut attempts = 1u32;
         loop {
-            let failure = match attempt().await {
+            let failure = match self.unless_interrupted(attempt()).await {
                 Ok(value) => {
                     self.reached.store(true, Ordering::Relaxed);
                     return Ok(value);
@@ -81,30 +89,62 @@ impl Retry {
                 let what = format!("{}; given up after {times}", failure.what);
                 return Err(Failure { what, ..failure });
             }
-            tokio::time::sleep(wait).await;
+            if tokio::time::timeout(wait, self.cancelled()).await.is_ok() {
+                return Err(interrupted());
+            }
             pause = (pause * 2).min(PAUSE_MAX);
             attempts += 1;
             self.requests.add_retry();
         }
     }
 
-    /// Runs the read `attempt`, and once more beside it if it is slow; the first success counts.
+    /// Runs one attempt. When the run is to end it goes on as long as bytes move: what it has done by then is of use, and
+    /// there is not much left of it.
+    async fn unless_interrupted<T>(&self, attempt: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let flow = Attempt::new();
+        let mut attempt = pin!(flow.run(attempt));
+        let mut given_up = pin!(async {
+            self.cancelled().await;
+            tokio::time::sleep(INTERRUPTED_MAX).await;
+            while flow.idle() < INTERRUPTED_MAX {
+                tokio::time::sleep(INTERRUPTED_CHECK).await;
+            }
+        });
+        std::future::poll_fn(|context| match attempt.as_mut().poll(context) {
+            Poll::Ready(outcome) => Poll::Ready(outcome),
+            Poll::Pending => given_up.as_mut().poll(context).map(|()| Err(interrupted())),
+        })
+        .await
+    }
+
+    /// Comes back when the run is to end.
+    async fn cancelled(&self) {
+        while !self.cancel.is_cancelled() {
+            tokio::time::sleep(INTERRUPTED_CHECK).await;
+        }
+    }
+
+    /// Runs the read `attempt`, and once more beside it if no byte moves for long; the first success counts. While bytes
+    /// move a second one would only take the link from the first.
     pub(super) async fn hedged<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
     {
         let start = Instant::now();
-        let mut first = pin!(attempt());
-        let outcome = if self.hedges {
-            match tokio::time::timeout(self.slow_after(), first.as_mut()).await {
-                Ok(outcome) => outcome,
-                Err(_) => {
-                    self.requests.add_hedge();
-                    first_success(first, pin!(attempt())).await
-                }
+        let flow = Attempt::new();
+        let mut first = pin!(flow.run(attempt()));
+        let outcome = loop {
+            if !self.hedges {
+                break first.await;
             }
-        } else {
-            first.await
+            let left = self.slow_after().saturating_sub(flow.idle());
+            if left.is_zero() {
+                self.requests.add_hedge();
+                break first_success(first, pin!(Attempt::new().run(attempt()))).await;
+            }
+            if let Ok(outcome) = tokio::time::timeout(left, first.as_mut()).await {
+                break outcome;
+            }
         };
         if outcome.is_ok() {
             let took = start.elapsed().as_micros() as u64;
@@ -121,6 +161,10 @@ impl Retry {
             mean => (SLOW_FACTOR * Duration::from_micros(mean)).clamp(SLOW_MIN, SLOW_MAX),
         }
     }
+}
+
+fn interrupted() -> Failure {
+    Failure::new(FailureKind::Interrupted, "interrupted")
 }
 
 /// Between half of `pause` and all of it, so that many hosts do not come back at one moment.
@@ -169,7 +213,7 @@ mod tests {
 
     fn retry(deadline: Duration) -> (Retry, Arc<Requests>) {
         let requests = Arc::new(Requests::default());
-        (Retry::new(requests.clone(), deadline, true), requests)
+        (Retry::new(requests.clone(), deadline, true, Cancel::default()), requests)
     }
 
     #[test]
@@ -220,6 +264,37 @@ mod tests {
             Ok(())
         }));
         assert!(result.is_ok() && attempts.get() == 2);
+    }
+
+    /// How long an operation goes on after it was cancelled a moment after its start.
+    fn time_to_end<F: Future<Output = Result<(), Failure>>>(attempt: impl FnMut() -> F) -> Duration {
+        let cancel = Cancel::default();
+        let retry = Retry::new(Arc::default(), Duration::from_secs(60), true, cancel.clone());
+        block_on(async {
+            let start = Instant::now();
+            let canceller = tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                cancel.cancel();
+            });
+            let failure = retry.run(attempt).await.expect_err("it never succeeds");
+            canceller.await.expect("no panic");
+            assert_eq!(failure.kind, FailureKind::Interrupted);
+            start.elapsed() - Duration::from_millis(300)
+        })
+    }
+
+    #[test]
+    fn what_is_cancelled_is_not_repeated_and_its_pause_ends() {
+        let busy =
+            || Failure { retry_after: Some(Duration::from_secs(30)), ..Failure::new(FailureKind::Transient, "busy") };
+        let took = time_to_end(async || Err(busy()));
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+
+    #[test]
+    fn an_attempt_that_is_stuck_ends_when_it_is_cancelled() {
+        let took = time_to_end(async || std::future::pending().await);
+        assert!(took < Duration::from_secs(2), "{took:?}");
     }
 
     #[test]

@@ -77,7 +77,7 @@ fn answer(raw: &HttpResponse, code: Option<&str>, message: Option<&str>, context
         }
         (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidSecurity" | "InvalidToken") | (401, _) => {
             let what = format!(
-                "the store does not know these credentials ({said}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile"
+                "the store does not know these credentials ({said}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile (AWS_PROFILE, `-o s3.profile`)"
             );
             new(FailureKind::Denied, what)
         }
@@ -87,8 +87,15 @@ fn answer(raw: &HttpResponse, code: Option<&str>, message: Option<&str>, context
         (_, "RequestTimeTooSkewed" | "RequestExpired") => {
             new(FailureKind::Denied, format!("the clocks of this host and of the store differ ({said}): set the clock"))
         }
-        (_, "AuthorizationHeaderMalformed") => {
-            new(FailureKind::Denied, format!("{said}: set AWS_REGION or `-o s3.region`"))
+        _ if wrong_region => {
+            let what = format!(
+                "the bucket `{bucket}` seems to be in another region ({said}): set AWS_REGION or `-o s3.region`"
+            );
+            new(FailureKind::Other, what)
+        }
+        (_, "InvalidStorageClass") => new(FailureKind::Other, format!("{said}: check `-o s3.storage-class`")),
+        (400, code) if code.starts_with("KMS.") => {
+            new(FailureKind::Other, format!("{said}: check `-o s3.sse-kms-key-id`"))
         }
         (_, "QuotaExceeded" | "EntityTooLarge" | "XMinioStorageFull" | "NoSpaceLeft" | "StorageFull") => {
             new(FailureKind::Full, format!("the quota is used up or the store is full ({said})"))
@@ -107,7 +114,6 @@ fn answer(raw: &HttpResponse, code: Option<&str>, message: Option<&str>, context
         (416, _) => new(FailureKind::Truncated, "the object ends before the range (416)".to_owned()),
         (500.., "NotImplemented") => new(FailureKind::Other, format!("the store cannot do this ({said})")),
         (409 | 500.., _) => waiting(raw, new(FailureKind::Transient, format!("the store is busy or broken ({said})"))),
-        (400, "") => new(FailureKind::Other, "the store answered 400: check AWS_REGION or `-o s3.region`".to_owned()),
         _ => new(FailureKind::Other, format!("the store answered {said}")),
     }
 }
@@ -137,9 +143,44 @@ fn not_sent(error: &(dyn Error + 'static)) -> Failure {
     let text = chain(error);
     if text.contains("redential") || text.contains("profile") {
         let what = format!(
-            "there are no usable credentials ({text}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            "there are no usable credentials ({text}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, `-o s3.profile` or `-o s3.credentials-file`"
         );
         return Failure::new(FailureKind::Denied, what);
     }
+    if text.contains("ndpoint") || text.contains("URI") {
+        let what = format!("{text}: check the repository's address, or $AWS_ENDPOINT_URL");
+        return Failure::new(FailureKind::Other, what);
+    }
     Failure::new(FailureKind::Other, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_smithy_runtime_api::http::StatusCode;
+    use aws_smithy_types::body::SdkBody;
+
+    use super::*;
+
+    #[test]
+    fn what_to_set_is_named() {
+        let no_cause = |status: u16, code: &str| {
+            let status = StatusCode::try_from(status).expect("a status");
+            let raw = HttpResponse::new(status, SdkBody::empty());
+            answer(&raw, Some(code), None, Context { bucket: "b" }).what
+        };
+        for (status, code, named) in [
+            (301, "PermanentRedirect", "`-o s3.region`"),
+            (400, "AuthorizationHeaderMalformed", "`-o s3.region`"),
+            (400, "", "`-o s3.region`"),
+            (403, "InvalidAccessKeyId", "`-o s3.profile`"),
+            (400, "InvalidStorageClass", "`-o s3.storage-class`"),
+            (400, "KMS.NotFoundException", "`-o s3.sse-kms-key-id`"),
+        ] {
+            let what = no_cause(status, code);
+            assert!(what.contains(named), "{what}");
+        }
+        let not_sent = |text: &str| not_sent(&std::io::Error::other(text)).what;
+        assert!(not_sent("no credentials were found").contains("AWS_SECRET_ACCESS_KEY"));
+        assert!(not_sent("the endpoint cannot be used").contains("$AWS_ENDPOINT_URL"));
+    }
 }

@@ -172,6 +172,9 @@ impl Auth {
     /// Decides how to sign in, and says what is missing.
     pub(super) fn new(mut settings: Settings) -> Result<Auth, String> {
         let session = Mutex::new(None);
+        if let Some(url) = &settings.storage_url {
+            is_address(url, "OS_STORAGE_URL or `-o swift.storage-url`")?;
+        }
         if let Some((url, user, key)) = settings.v1.take() {
             return Ok(Auth { settings, way: Way::V1 { url, user, key }, session });
         }
@@ -179,7 +182,7 @@ impl Auth {
             return match (settings.token.clone(), &settings.storage_url) {
                 (Some(token), Some(_)) => Ok(Auth { settings, way: Way::Given { token }, session }),
                 _ => Err(
-                    "nothing says where to sign in: source an openrc file (OS_AUTH_URL and the like), set OS_CLOUD \
+                    "nothing says where to sign in: source an openrc file (OS_AUTH_URL and the like), set OS_CLOUD or `-o swift.cloud` \
                           for clouds.yaml, or set ST_AUTH, ST_USER and ST_KEY"
                         .to_owned(),
                 ),
@@ -236,8 +239,8 @@ impl Auth {
             }
             Way::Given { token } => Token { token: token.clone(), url: String::new(), life: None },
         };
-        let mut token =
-            HeaderValue::from_str(&token).map_err(|_| other("the token has characters that no token has"))?;
+        let mut token = HeaderValue::from_str(&token)
+            .map_err(|_| other("the token has characters that no token has: check OS_TOKEN or OS_AUTH_TOKEN"))?;
         token.set_sensitive(true);
         let url = self.settings.storage_url.clone().unwrap_or(url).trim_end_matches('/').to_owned();
         // A little early, so that no request is sent in vain.
@@ -248,9 +251,7 @@ impl Auth {
     }
 
     async fn sign_in_v1(&self, http: &Http, url: &str, user: &str, key: &Secret) -> Outcome<Token> {
-        if !url.starts_with("http://") && !url.starts_with("https://") {
-            return Err(other(format!("`{url}` in ST_AUTH is no address: it begins with http:// or https://")));
-        }
+        is_address(url, "ST_AUTH").map_err(other)?;
         let bad = |_| other("ST_USER or ST_KEY has characters that a header cannot have");
         let mut key = HeaderValue::from_str(key).map_err(bad)?;
         key.set_sensitive(true);
@@ -432,7 +433,7 @@ impl Auth {
             let what = if self.scope().is_none() {
                 "the token has no project and so no object store: set OS_PROJECT_NAME"
             } else {
-                "the catalog of this project has no object store: check OS_PROJECT_NAME, or set OS_STORAGE_URL"
+                "the catalog of this project has no object store: check OS_PROJECT_NAME, or set OS_STORAGE_URL or `-o swift.storage-url`"
             };
             return Err(other(what));
         }
@@ -458,11 +459,15 @@ impl Auth {
         if interfaces.is_empty() {
             let wanted = self.settings.region.as_deref().unwrap_or_default();
             let there = list(regions);
-            let what = format!("there is no object store in region `{wanted}`, only in: {there}; set OS_REGION_NAME");
+            let what = format!(
+                "there is no object store in region `{wanted}`, only in: {there}; set OS_REGION_NAME or `-o swift.region`"
+            );
             return Err(other(what));
         }
         let there = list(interfaces);
-        let what = format!("the object store has no `{interface}` endpoint, only: {there}; set OS_INTERFACE");
+        let what = format!(
+            "the object store has no `{interface}` endpoint, only: {there}; set OS_INTERFACE or `-o swift.interface`"
+        );
         Err(other(what))
     }
 
@@ -525,8 +530,17 @@ fn passing(url: &str, status: StatusCode, headers: &hyper::HeaderMap) -> Failure
     Failure { retry_after: http::retry_after(headers), ..Failure::new(kind, format!("{url} answered {status}")) }
 }
 
+/// Refuses what nothing can be sent to, naming where it comes from.
+fn is_address(url: &str, from: &str) -> Result<(), String> {
+    if url.starts_with("http://") || url.starts_with("https://") {
+        return Ok(());
+    }
+    Err(format!("`{url}` in {from} is no address: it begins with http:// or https://"))
+}
+
 /// The address of version 3: files of both kinds, with and without the version at the end, are about.
 fn identity_url(url: &str) -> Result<String, String> {
+    is_address(url, "OS_AUTH_URL")?;
     let url = url.trim_end_matches('/');
     let url = url.strip_suffix("/auth/tokens").unwrap_or(url);
     if url.ends_with("/v2.0") {
@@ -574,6 +588,8 @@ mod tests {
             ("ST_AUTH", &OPENRC[1..]),
             ("OS_APPLICATION_CREDENTIAL_SECRET", &[OPENRC[0], ("OS_APPLICATION_CREDENTIAL_ID", "x")][..]),
             ("/v3", &[("OS_AUTH_URL", "http://k/v2.0"), OPENRC[1], OPENRC[2]][..]),
+            ("OS_AUTH_URL", &[("OS_AUTH_URL", "k:5000/v3"), OPENRC[1], OPENRC[2]][..]),
+            ("OS_STORAGE_URL", &[OPENRC[0], OPENRC[1], OPENRC[2], ("OS_STORAGE_URL", "store/v1")][..]),
         ] {
             let message = Auth::new(settings(pairs)).expect_err("something is missing");
             assert!(message.contains(missing), "{missing}: {message}");
@@ -597,7 +613,7 @@ mod tests {
         assert_eq!(with(&[]).as_deref(), Ok("http://one"));
         assert_eq!(with(&[("OS_REGION_NAME", "R2"), ("OS_INTERFACE", "internalURL")]).as_deref(), Ok("http://two"));
         let message = with(&[("OS_REGION_NAME", "R3")]).expect_err("no such region");
-        assert!(message.contains("R1, R2") && message.contains("OS_REGION_NAME"), "{message}");
+        assert!(message.contains("R1, R2") && message.contains("OS_REGION_NAME or `-o swift.region`"), "{message}");
         let message = with(&[("OS_REGION_NAME", "R2")]).expect_err("no such interface");
         assert!(message.contains("internal") && message.contains("OS_INTERFACE"), "{message}");
     }

@@ -23,7 +23,7 @@ const PAGE_BYTES_MAX: u64 = 64 << 20;
 
 const HINTS: Hints = Hints {
     address: "check the address (OS_AUTH_URL or ST_AUTH, and the endpoints that it leads to) and the network",
-    authority: "name its authority with OS_CACERT or `-o swift.cacert=FILE`",
+    authority: "OS_CACERT or `-o swift.cacert=FILE`",
 };
 
 /// A container, or what is below a prefix in it.
@@ -84,9 +84,12 @@ impl Swift {
         for (name, value) in headers {
             request = request.header(name, value);
         }
-        let request = request
-            .body(http::body(bytes))
-            .map_err(|_| Failure::new(FailureKind::Other, format!("`{url}` is no address: check the catalog")))?;
+        let request = request.body(http::body(bytes)).map_err(|_| {
+            Failure::new(
+                FailureKind::Other,
+                format!("`{url}` is no address: check the catalog, or set OS_STORAGE_URL or `-o swift.storage-url`"),
+            )
+        })?;
         self.http.send(sort, request).await
     }
 

@@ -40,7 +40,10 @@ fn find(
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Option<(PathBuf, Yaml)>, String> {
     if let Some(path) = named.map(PathBuf::from) {
-        let found = load(&path)?.ok_or(format!("there is no file `{}`", path.display()))?;
+        let found = load(&path)?.ok_or(format!(
+            "there is no file `{}`: check OS_CLIENT_CONFIG_FILE and OS_CLIENT_SECURE_FILE",
+            path.display()
+        ))?;
         return Ok(Some((path, found)));
     }
     for directory in directories(env) {
@@ -59,14 +62,17 @@ pub(super) fn settings(name: &str, env: &dyn Fn(&str) -> Option<String>) -> Resu
     let Some((path, clouds)) = find(env("OS_CLIENT_CONFIG_FILE"), "clouds", env)? else {
         return Err(format!(
             "the cloud `{name}` is asked for, but there is no clouds.yaml here, in ~/.config/openstack or in \
-             /etc/openstack; set OS_CLIENT_CONFIG_FILE or unset OS_CLOUD"
+             /etc/openstack; set OS_CLIENT_CONFIG_FILE, or unset OS_CLOUD and `-o swift.cloud`"
         ));
     };
     let cloud = &clouds["clouds"][name];
     if cloud.as_hash().is_none() {
         let names = clouds["clouds"].as_hash().into_iter().flatten().filter_map(|(name, _)| name.as_str());
         let names = names.collect::<Vec<_>>().join(", ");
-        return Err(format!("there is no cloud `{name}` in `{}`, only: {names}; set OS_CLOUD", path.display()));
+        return Err(format!(
+            "there is no cloud `{name}` in `{}`, only: {names}; set OS_CLOUD or `-o swift.cloud`",
+            path.display()
+        ));
     }
     let secure = find(env("OS_CLIENT_SECURE_FILE"), "secure", env)?;
     let secret = secure.as_ref().map_or(&Yaml::BadValue, |(_, secure)| &secure["clouds"][name]);
