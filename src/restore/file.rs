@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::existing::{Plan, make_way, stat, type_of};
+use super::existing::{Plan, stat, type_of};
 use super::metadata::{self, Subject, file_type};
 use super::place::{Dir, Place};
 use super::{Action, Context};
@@ -272,7 +272,10 @@ impl Context<'_> {
     fn rehearse(&self, task: &Task, node: &Node<'_>) -> Result<Action> {
         Ok(match task.plan {
             Plan::Create => Action::Restored,
-            Plan::Replace => Action::Updated,
+            Plan::Replace => {
+                self.make_way(&task.dir, node.name).map_err(during("replace"))?;
+                Action::Updated
+            }
             Plan::Refresh => Action::Unchanged,
             Plan::Skip => Action::Kept,
             Plan::Compare => match self.open_same(&task.dir, node) {
@@ -303,9 +306,7 @@ impl Context<'_> {
     fn take_name(&self, dir: &Dir, from: &[u8], to: &[u8]) -> Result<()> {
         let rename = || rustix::fs::renameat(&dir.fd, from, &dir.fd, to);
         let result = match rename() {
-            Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
-                make_way(dir, to, self.options.delete, &self.options.protected).and_then(|()| Ok(rename()?))
-            }
+            Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => self.make_way(dir, to).and_then(|()| Ok(rename()?)),
             result => result.map_err(Into::into),
         };
         result.map_err(|error| {

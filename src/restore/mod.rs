@@ -12,6 +12,7 @@ mod file;
 mod metadata;
 mod place;
 mod queue;
+mod remove;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::browse::{self, Entry, Event, OwnedNode, Walk};
@@ -625,7 +626,7 @@ impl<'c> Planner<'c> {
         }
         let Into::Dir(dir) = reached else { return };
         if let Some(surplus) = level.surplus {
-            self.remove_surplus(&dir, &surplus.finish());
+            self.context.remove_surplus(&dir, &surplus.finish());
         }
         let wanted = dir.made || level.selected && self.context.options.overwrite != Overwrite::Never;
         if let Some(node) = level.node
@@ -633,27 +634,6 @@ impl<'c> Planner<'c> {
             && !self.context.options.dry_run
         {
             self.defer(Waiting::Directory { dir, node });
-        }
-    }
-
-    fn remove_surplus(&self, dir: &Dir, extra: &Names) {
-        for name in (0..).map_while(|at| extra.get(at)) {
-            let path = dir.path_of(name);
-            let result = existing::stat(&dir.fd, name).and_then(|stat| {
-                let Some(stat) = stat else { return Ok(false) };
-                let is_directory = existing::type_of(&stat) == FileType::Directory;
-                let selected =
-                    self.context.options.select.is_none_or(|select| select.select(&path, is_directory).entry);
-                if selected && !self.context.options.dry_run {
-                    existing::remove(&dir.fd, name, &self.context.options.protected)?;
-                }
-                Ok(selected)
-            });
-            match result {
-                Ok(true) => self.context.count(Action::Deleted, 0, || path),
-                Ok(false) => {}
-                Err(error) => self.context.progress.error(&path, "remove", error),
-            }
         }
     }
 
@@ -813,25 +793,26 @@ impl Context<'_> {
     fn make_directory(&self, parent: &Dir, place: &Arc<Place>, node: &Node<'_>) -> io::Result<Option<Dir>> {
         let dry_run = self.options.dry_run;
         let mut made = true;
-        if dry_run {
-            match existing::stat(&parent.fd, node.name)? {
-                Some(stat) if existing::type_of(&stat) == FileType::Directory => made = false,
-                _ => return Ok(None),
-            }
-        } else if let Err(error) = rustix::fs::mkdirat(&parent.fd, node.name, Mode::RWXU) {
+        let mkdir = || if dry_run { Err(Errno::EXIST) } else { rustix::fs::mkdirat(&parent.fd, node.name, Mode::RWXU) };
+        if let Err(error) = mkdir() {
             if error != Errno::EXIST || parent.made {
                 return Err(error.into());
             }
-            let stat = existing::stat(&parent.fd, node.name)?.ok_or(Errno::NOENT)?;
+            let stat = match existing::stat(&parent.fd, node.name)? {
+                None if dry_run => return Ok(None),
+                stat => stat.ok_or(Errno::NOENT)?,
+            };
             if existing::type_of(&stat) == FileType::Directory {
                 made = false;
             } else if self.options.overwrite == Overwrite::Never
                 || self.options.overwrite == Overwrite::IfNewer && node.metadata.mtime <= existing::mtime(&stat)
             {
                 return Err(io::Error::other("something that is not a directory is there and is not overwritten"));
+            } else if dry_run {
+                return Ok(None);
             } else {
-                existing::remove(&parent.fd, node.name, &self.options.protected)?;
-                rustix::fs::mkdirat(&parent.fd, node.name, Mode::RWXU)?;
+                rustix::fs::unlinkat(&parent.fd, node.name, AtFlags::empty())?;
+                mkdir()?;
             }
         }
         let fd = existing::open_existing(&parent.fd, node.name, !dry_run)?;
