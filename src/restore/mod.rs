@@ -9,6 +9,7 @@
 
 mod existing;
 mod file;
+mod links;
 mod metadata;
 mod place;
 mod queue;
@@ -16,14 +17,13 @@ mod remove;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::ffi::OsStr;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -36,6 +36,7 @@ use crate::progress::Progress;
 use crate::repo::{self, Repository};
 use existing::{Names, Plan, Surplus};
 use file::{Job, Task, content_len, is_large};
+use links::{FirstName, LINKS_MAX, Links};
 use metadata::{Owners, Subject};
 use place::{Dir, Place};
 use queue::Queue;
@@ -365,20 +366,8 @@ enum Waiting {
     /// A directory, for its metadata.
     Directory { dir: Arc<Dir>, node: OwnedNode },
     /// Another name of an entry restored before.
-    Link { first: Arc<Place>, first_name: Box<[u8]>, is_done: Arc<AtomicBool>, task: Task },
+    Link { first: FirstName, task: Task },
 }
-
-/// The first name of an entry that has several.
-struct FirstName {
-    place: Arc<Place>,
-    name: Box<[u8]>,
-    is_done: Arc<AtomicBool>,
-    /// Names to come.
-    left: u32,
-}
-
-/// Device, inode and a hash of the content: a file that changed while it was backed up has different names' contents.
-type LinkKey = (u64, u64, u64);
 
 /// Where an entry of a directory can go.
 enum Into {
@@ -394,7 +383,7 @@ struct Planner<'c> {
     /// Keeps the target open: every place is reached from it.
     _root: Option<Arc<OwnedFd>>,
     levels: Vec<Level>,
-    links: HashMap<LinkKey, FirstName>,
+    links: Links,
     batch: Vec<Task>,
     batch_dirs: usize,
     batch_len: u64,
@@ -426,7 +415,7 @@ impl<'c> Planner<'c> {
             queue,
             _root: root,
             levels: Vec::new(),
-            links: HashMap::new(),
+            links: Links::new(LINKS_MAX),
             batch: Vec::new(),
             batch_dirs: 0,
             batch_len: 0,
@@ -515,6 +504,8 @@ impl<'c> Planner<'c> {
                 }
                 Into::Nowhere => {}
             }
+        } else {
+            self.links.pass(node);
         }
         false
     }
@@ -646,25 +637,12 @@ impl<'c> Planner<'c> {
             }
         };
         let mut task = Task { dir, node: kept, plan, is_done: None };
-        if node.metadata.nlink > 1 && plan != Plan::Skip {
-            let key = link_key(node);
-            if let Some(first) = self.links.get_mut(&key) {
-                let link = Waiting::Link {
-                    first: first.place.clone(),
-                    first_name: first.name.clone(),
-                    is_done: first.is_done.clone(),
-                    task,
-                };
-                first.left -= 1;
-                if first.left == 0 {
-                    self.links.remove(&key);
-                }
-                return self.defer(link);
-            }
-            let (place, name) = (task.dir.place.clone(), node.name.into());
-            let is_done = Arc::new(AtomicBool::new(false));
-            task.is_done = Some(is_done.clone());
-            self.links.insert(key, FirstName { place, name, is_done, left: node.metadata.nlink - 1 });
+        if plan == Plan::Skip {
+            self.links.pass(node);
+        } else if let Some(first) = self.links.first(node) {
+            return self.defer(Waiting::Link { first, task });
+        } else {
+            task.is_done = self.links.remember(node, &task.dir.place);
         }
         if is_large(node) && matches!(plan, Plan::Create | Plan::Replace) && !self.context.options.dry_run {
             self.flush();
@@ -760,32 +738,9 @@ impl<'c> Planner<'c> {
         }
         match waiting {
             Waiting::Directory { dir, node } => self.context.finish_directory(&dir, &node.node()),
-            Waiting::Link { first, first_name, is_done, task } => {
-                self.context.link(&first, &first_name, &is_done, &task);
-            }
+            Waiting::Link { first, task } => self.context.link(&first, &task),
         }
     }
-}
-
-fn link_key(node: &Node<'_>) -> LinkKey {
-    let mut hasher = DefaultHasher::new();
-    metadata::file_type(&node.kind).as_raw_mode().hash(&mut hasher);
-    match node.kind {
-        Kind::File { size, content } => {
-            size.hash(&mut hasher);
-            match content {
-                Content::Empty => {}
-                Content::Inline(bytes) => bytes.hash(&mut hasher),
-                Content::Whole(hash) => hash.hash(&mut hasher),
-                Content::Parts { parts, .. } => parts.encoded().hash(&mut hasher),
-                Content::List { root, .. } => root.hash(&mut hasher),
-            }
-        }
-        Kind::Symlink { target } => target.hash(&mut hasher),
-        Kind::BlockDevice { rdev } | Kind::CharDevice { rdev } => rdev.hash(&mut hasher),
-        Kind::Directory { .. } | Kind::Fifo | Kind::Socket => {}
-    }
-    (node.metadata.dev, node.metadata.inode, hasher.finish())
 }
 
 impl Context<'_> {
