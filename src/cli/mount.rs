@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use jiff::tz::TimeZone;
 
 use super::exit::Exit;
-use super::{Global, SnapshotFilter, output};
+use super::{Global, SnapshotFilter, output, store};
 use crate::browse;
 use crate::format::snapshot::Snapshot;
 use crate::fuse::stats::STATS_XATTR;
@@ -89,6 +89,14 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
             Side::Serving(background) => Some(background),
         },
     };
+    let absolute;
+    let global = match background {
+        Some(_) => {
+            absolute = independent(global)?;
+            &absolute
+        }
+        None => global,
+    };
     let zone = TimeZone::system();
     let templates = Templates::new(&args.path_template, &args.time_template, zone)?;
     let repo = global.open_snapshots_with_cache(cache_len)?;
@@ -100,6 +108,16 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     }
     mounted.wait().context("the mount ended")?;
     Ok(Exit::Success)
+}
+
+/// The options without relative paths: the process will leave the working directory.
+fn independent(global: &Global) -> Result<Global> {
+    let mut global = global.clone();
+    global.repository = Some(store::absolute(&global.repository_name()?)?);
+    if let Some(directory) = global.cache_directory() {
+        global.cache_dir = Some(std::path::absolute(directory).context("cannot find the cache directory")?);
+    }
+    Ok(global)
 }
 
 fn mount(
@@ -273,9 +291,11 @@ fn wait_until_ready(wait: OwnedFd, child: libc::pid_t) -> Result<Exit> {
 }
 
 impl Background {
-    /// Leaves the terminal and lets the command come back.
+    /// Leaves the terminal and the working directory, whose file system could not be unmounted otherwise, and lets the
+    /// command come back.
     fn detach(mut self) -> Result<()> {
         let _ = rustix::process::setsid();
+        rustix::process::chdir("/").context("cannot leave the working directory")?;
         let null = File::options().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;
         rustix::stdio::dup2_stdin(&null).context("cannot leave the terminal")?;
         rustix::stdio::dup2_stdout(&null).context("cannot leave the terminal")?;

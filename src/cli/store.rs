@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::{HEADING, output};
 use crate::backend::Backend;
@@ -35,6 +35,20 @@ pub struct StoreArgs {
 /// Schemes that restic's users may try.
 const FOREIGN: &[&str] = &["sftp", "rest", "rclone", "b2", "gs", "azure", "opendal"];
 
+/// The directory that `name` means, not being that of a remote store.
+fn directory(name: &str) -> &str {
+    name.strip_prefix("local:").unwrap_or(name)
+}
+
+/// `name` such that it means the same in every working directory.
+pub fn absolute(name: &str) -> Result<String> {
+    if name.is_empty() || name.starts_with("s3:") || name.starts_with("swift:") {
+        return Ok(name.to_owned());
+    }
+    let path = std::path::absolute(directory(name)).with_context(|| format!("cannot find `{name}`"))?;
+    path.into_os_string().into_string().ok().context("the working directory's name is not valid UTF-8")
+}
+
 impl StoreArgs {
     /// The backend that `name` means.
     pub fn open(&self, name: &str) -> Result<Arc<dyn Backend>> {
@@ -47,8 +61,7 @@ impl StoreArgs {
             Some((scheme, _)) if FOREIGN.contains(&scheme) => {
                 bail!("this version keeps repositories in directories, `s3:` and `swift:`, not in `{scheme}:`")
             }
-            Some(("local", path)) => self.open_local(path),
-            _ => self.open_local(name),
+            _ => self.open_local(directory(name)),
         }
     }
 
@@ -159,6 +172,11 @@ mod tests {
         for (name, location) in [("/a/b", "/a/b"), ("a:b", "a:b"), ("local:s3:x", "s3:x")] {
             assert_eq!(store.open(name).expect("opens").location(), location);
         }
+        for name in ["/a/b", "s3:https://host/bucket", "swift:container:/"] {
+            assert_eq!(absolute(name).expect("a name"), name);
+        }
+        let here = std::env::current_dir().expect("is there");
+        assert_eq!(absolute("local:s3:x").expect("a name"), here.join("s3:x").to_str().expect("text"));
         assert!(store.open("sftp:host:/x").is_err() && store.open("").is_err());
         let with = StoreArgs { options: vec!["s3.region=x".to_owned()], ..StoreArgs::default() };
         assert!(with.open("/a").is_err(), "an option that means nothing");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::compare::assert_same;
 use crate::support::generate;
 use crate::support::mount::{is_mounted, mount_line, within};
-use crate::support::sandbox::{Sandbox, program};
+use crate::support::sandbox::{PASSWORD, Run, Sandbox, program};
 
 fn with_snapshots() -> Sandbox {
     let sandbox = Sandbox::new();
@@ -153,6 +153,35 @@ fn a_mount_in_the_foreground_ends_with_a_signal() {
         assert!(matches!(status.code(), Some(0 | 130)), "{status:?}");
         assert!(!is_mounted(&dir));
     }
+}
+
+#[test]
+fn a_mount_in_the_background_has_left_its_working_directory() {
+    needs_fuse!();
+    let sandbox = with_snapshots();
+    fs::create_dir(sandbox.path("mount-cwd")).unwrap();
+    fs::write(sandbox.path("password"), PASSWORD).unwrap();
+    let mut relative = args!["mount", "-r", "repository", "--cache-dir", "cache"];
+    relative.extend(args!["--password-file", "password", "mount-cwd"]);
+    let mut command = sandbox.command(relative.clone());
+    Run::of(command.env_remove("BYGONE_PASSWORD")).expect_code(0);
+    let mount = sandbox.mounted("mount-cwd");
+    let is_ours = |process: &std::path::Path| {
+        let line = fs::read(process.join("cmdline")).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0).skip(1);
+        relative.iter().all(|word| words.next() == Some(word.as_encoded_bytes()))
+    };
+    let mut processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    let process = processes.find(|process| is_ours(process)).expect("it runs");
+    assert_eq!(fs::read_link(process.join("cwd")).unwrap(), std::path::Path::new("/"));
+    // The repository and the cache are still found.
+    assert_eq!(fs::read_to_string(mount.latest().join("file")).unwrap(), "second");
+    sandbox.write("file", "third");
+    sandbox.backup();
+    assert!(within(Duration::from_secs(10), || {
+        fs::read_to_string(mount.latest().join("file")).is_ok_and(|text| text == "third")
+    }));
+    mount.unmount();
 }
 
 #[test]
