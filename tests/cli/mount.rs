@@ -368,6 +368,41 @@ fn a_mount_in_use_is_not_ended_and_its_user_is_named() {
 }
 
 #[test]
+fn what_holds_a_mount_without_being_in_it_is_named() {
+    needs_fuse!();
+    needs_root!();
+    let sandbox = Sandbox::new();
+    sandbox.write("disk.img", generate::noise(1, 1 << 20));
+    fs::create_dir(sandbox.source().join("below")).unwrap();
+    sandbox.backup();
+    let mount = sandbox.mount("mnt");
+    let busy = |what: &str| drop(sandbox.exits(1, args!["umount", mount.dir()]).says(what));
+    let run = |name: &str, args: Vec<std::ffi::OsString>| {
+        Command::new(name).args(args).output().is_ok_and(|output| output.status.success())
+    };
+
+    let latest = mount.latest().canonicalize().unwrap();
+    let image = latest.join("disk.img");
+    // SAFETY: nobody writes to what is in a snapshot.
+    let map = unsafe { memmap2::Mmap::map(&fs::File::open(&image).unwrap()) }.unwrap();
+    busy(&format!("(process {})", std::process::id()));
+    drop(map);
+
+    let below = latest.join("below");
+    assert!(run("mount", args!["-t", "tmpfs", "none", below]));
+    busy(&format!("the mount on `{}`", below.display()));
+    assert!(run("umount", args![below]));
+
+    let output = Command::new("losetup").args(["--read-only", "--show", "-f"]).arg(&image).output().unwrap();
+    if output.status.success() {
+        let device = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        busy(&format!("{device} with `{}`", image.display()));
+        assert!(run("losetup", args!["-d", device]));
+    }
+    mount.unmount();
+}
+
+#[test]
 fn a_mount_in_use_for_a_moment_is_ended() {
     needs_fuse!();
     let sandbox = with_snapshots();
