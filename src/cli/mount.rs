@@ -306,8 +306,8 @@ impl Background {
     }
 }
 
-/// Options of `mount -o` that become options of the command, and whether they have a value.
-const HELPER_OPTIONS: [(&str, bool); 14] = [
+/// Options of `mount -o` that become options of the command, and whether they have a value. mount.bygone(8) has them all.
+pub const HELPER_OPTIONS: [(&str, bool); 14] = [
     ("password_file", true),
     ("password_command", true),
     ("cache_dir", true),
@@ -324,8 +324,8 @@ const HELPER_OPTIONS: [(&str, bool); 14] = [
     ("path", true),
 ];
 
-/// Options of `mount -o` for others than file systems, or that hold anyway.
-const HELPER_IGNORED: [&str; 23] = [
+/// Options of `mount -o` for others than file systems, or that hold anyway. mount.bygone(8) has them, too.
+pub const HELPER_IGNORED: [&str; 23] = [
     "defaults",
     "auto",
     "noauto",
