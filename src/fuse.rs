@@ -6,6 +6,7 @@
 //! sleeping, because waking a thread costs more than answering most requests.
 
 pub mod awake;
+mod holders;
 pub mod mount;
 pub mod stats;
 

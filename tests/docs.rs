@@ -212,7 +212,7 @@ fn manual_pages_have_no_mistakes() {
         let path = entry.unwrap().path();
         // Generated pages break long words of tables; those written by hand must not.
         let warnings =
-            if [5, 7].iter().any(|section| path.extension().is_some_and(|found| *found == *section.to_string())) {
+            if [5, 7, 8].iter().any(|section| path.extension().is_some_and(|found| *found == *section.to_string())) {
                 "-ww"
             } else {
                 "-wmac"
@@ -235,4 +235,34 @@ fn the_page_of_backends_has_every_option_of_theirs_and_no_other() {
     let mut known: Vec<String> = options.map(|(name, _)| (*name).to_owned()).collect();
     known.sort();
     assert_eq!(described, known);
+}
+
+#[cfg(feature = "mount")]
+#[test]
+fn the_page_of_the_mount_helper_has_every_option_that_it_takes_and_no_other() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("man/mount.bygone.8")).unwrap();
+    let section = |title: &str| page.split_once(&format!(".SS {title}\n")).unwrap().1.split("\n.S").next().unwrap();
+    let ours = section("Of bygone");
+    let described = ours.lines().zip(ours.lines().skip(1)).filter(|(above, _)| *above == ".TP").map(|(_, line)| {
+        let (has_value, words) = line.strip_prefix(".BI ").map_or((false, &line[3..]), |words| (true, words));
+        (words.split(['=', ' ']).next().unwrap(), has_value)
+    });
+    let mut described: Vec<_> = described.collect();
+    let mut known = bygone::cli::mount::HELPER_OPTIONS.to_vec();
+    known.push(("snapshot", true));
+    described.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(described, known);
+
+    let others = section("Of mount and systemd");
+    let is_letter = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words: Vec<&str> = others.split(|c| !is_letter(c)).collect();
+    for option in bygone::cli::mount::HELPER_IGNORED {
+        assert!(words.contains(&option), "`{option}` is not in the page");
+    }
+    let list = others.split_once("begin ignored").unwrap().1.split_once(".\\\" end").unwrap().0;
+    for line in list.lines().filter_map(|line| line.strip_prefix(".BR ")) {
+        let option = line.split(' ').next().unwrap();
+        assert!(bygone::cli::mount::HELPER_IGNORED.contains(&option), "`{option}` is not taken");
+    }
 }

@@ -42,9 +42,11 @@ pub fn may_wait() -> bool {
     MAY_WAIT.get()
 }
 
+type Work = Box<dyn FnOnce(&dyn Backend) + Send>;
+
 /// A call of the store, and whether whoever made it has gone.
 struct Call {
-    run: Box<dyn FnOnce(&dyn Backend) + Send>,
+    run: Work,
     given_up: Arc<AtomicBool>,
 }
 

@@ -1,21 +1,22 @@
 //! Writes entries of a snapshot into a tar or zip archive, as a stream.
 //!
 //! The tar archive is POSIX pax: nanoseconds, long and non-UTF-8 names, hard links, devices, extended attributes and
-//! access control lists as GNU tar and star write them. It has no sockets, and holes are zeros. Zip has names, content,
-//! times to two seconds, permissions and symbolic links.
+//! access control lists as GNU tar and star write them, files with holes in its sparse format 1.0. It has no sockets. Zip
+//! has names, content, times to two seconds, permissions and symbolic links; holes are zeros in it.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 use anyhow::{Context, Result};
 use tar::{EntryType, Header};
 use zip::write::SimpleFileOptions;
 
 use super::output::quote;
-use crate::browse::ContentReader;
+use crate::browse::{self, ContentReader};
+use crate::format::content::{Content, Part};
 use crate::format::snapshot::Snapshot;
 use crate::format::tree::{Kind, Node, Time};
-use crate::repo::Repository;
+use crate::repo::{self, Repository};
 
 /// A tar archive being written.
 pub struct Tar<'a, W: Write> {
@@ -32,6 +33,89 @@ const NAME_LEN: usize = 100;
 const OCTAL_7_MAX: u32 = 0o7777777;
 /// Same for the eleven digits of a size.
 const OCTAL_11_MAX: u64 = 0o77777777777;
+
+/// Length of a block: what is in an archive is filled up to whole ones.
+const BLOCK_LEN: u64 = 512;
+
+/// Runs of data of a file with offset and length, and, as GNU tar ends a map, an empty one at the end.
+fn runs<'a>(
+    repo: &'a Repository,
+    size: u64,
+    content: Content<'a>,
+) -> impl Iterator<Item = repo::Result<(u64, u64)>> + 'a {
+    let is_hole = |part: &repo::Result<(u64, Part)>| matches!(part, Ok((_, Part::Hole { .. })));
+    let mut parts = browse::parts(repo, size, content).filter(move |part| !is_hole(part)).peekable();
+    let mut end = Some(size);
+    std::iter::from_fn(move || match parts.next() {
+        Some(Ok((from, part))) => {
+            let mut to = from + part.len();
+            while let Some(Ok((_, more))) = parts.next_if(|part| matches!(part, Ok((at, _)) if *at == to)) {
+                to += more.len();
+            }
+            Some(Ok((from, to - from)))
+        }
+        Some(Err(error)) => Some(Err(error)),
+        None => end.take().map(|end| Ok((end, 0))),
+    })
+}
+
+/// What is stored of a file with holes: first a map of its runs of data, in decimal, then these.
+struct Sparse {
+    runs: u64,
+    /// Bytes of the map, filled up to whole blocks.
+    map_len: u64,
+    data_len: u64,
+}
+
+impl Sparse {
+    /// `None` if the file has no holes. Goes through its parts once; nothing of them is kept, however many there are.
+    fn of(repo: &Repository, size: u64, content: Content<'_>) -> repo::Result<Option<Self>> {
+        if !matches!(content, Content::Parts { .. } | Content::List { .. }) {
+            return Ok(None);
+        }
+        let (mut count, mut map_len, mut data_len) = (0u64, 0, 0);
+        for run in runs(repo, size, content) {
+            let (from, len) = run?;
+            count += 1;
+            map_len += format!("{from}\n{len}\n").len() as u64;
+            data_len += len;
+        }
+        map_len += format!("{count}\n").len() as u64;
+        let sparse = Self { runs: count, map_len: map_len.next_multiple_of(BLOCK_LEN), data_len };
+        Ok((data_len < size).then_some(sparse))
+    }
+
+    fn len(&self) -> u64 {
+        self.map_len + self.data_len
+    }
+
+    fn write(&self, repo: &Repository, size: u64, content: Content<'_>, out: &mut impl Write) -> Result<()> {
+        let mut map_len = 0;
+        let mut line = |out: &mut dyn Write, text: String| {
+            map_len += text.len() as u64;
+            out.write_all(text.as_bytes())
+        };
+        line(out, format!("{}\n", self.runs))?;
+        for run in runs(repo, size, content) {
+            let (from, len) = run?;
+            line(out, format!("{from}\n{len}\n"))?;
+        }
+        io::copy(&mut io::repeat(0).take(self.map_len - map_len), out)?;
+        for part in browse::parts(repo, size, content) {
+            if let (_, Part::Data { id, len }) = part? {
+                out.write_all(&browse::data_blob(repo, &id, len)?)?;
+            }
+        }
+        io::copy(&mut io::repeat(0).take(self.len().next_multiple_of(BLOCK_LEN) - self.len()), out)?;
+        Ok(())
+    }
+}
+
+/// The name that a file with holes has for those who do not know of them: what they unpack is not the file.
+fn sparse_name(path: &[u8]) -> Vec<u8> {
+    let name = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    [&path[..name], b"GNUSparseFile.0/", &path[name..]].concat()
+}
 
 /// Seconds with their fraction in decimal, as pax writes times.
 fn pax_time(time: Time) -> String {
@@ -90,10 +174,7 @@ impl<'a, W: Write> Tar<'a, W> {
         let first;
         let mut size = 0;
         let mut kind = match node.kind {
-            Kind::File { size: len, .. } => {
-                size = len;
-                EntryType::Regular
-            }
+            Kind::File { .. } => EntryType::Regular,
             Kind::Directory { .. } => EntryType::Directory,
             Kind::Symlink { target: to } => {
                 target = to;
@@ -115,11 +196,19 @@ impl<'a, W: Write> Tar<'a, W> {
                 if *left == 0 {
                     self.links.remove(&key);
                 }
-                (kind, size) = (EntryType::Link, 0);
+                kind = EntryType::Link;
                 target = &first;
             } else {
                 self.links.insert(key, (path.to_vec(), metadata.nlink - 1));
             }
+        }
+        let shown = || format!("cannot archive {}", quote(path));
+        let mut sparse = None;
+        if let Kind::File { size: whole, content } = node.kind
+            && kind == EntryType::Regular
+        {
+            sparse = Sparse::of(self.repo, whole, content).with_context(shown)?;
+            size = sparse.as_ref().map_or(whole, Sparse::len);
         }
         header.set_entry_type(kind);
         header.set_mode(metadata.mode);
@@ -128,8 +217,20 @@ impl<'a, W: Write> Tar<'a, W> {
         header.set_size(size.min(OCTAL_11_MAX));
         header.set_mtime(u64::try_from(metadata.mtime.sec).unwrap_or(0).min(OCTAL_11_MAX));
         let mut add = |key: &str, value: &[u8]| pax.push((key.to_owned(), value.to_vec()));
+        let name;
+        let stored_path = match (&sparse, node.kind) {
+            (Some(_), Kind::File { size, .. }) => {
+                add("GNU.sparse.major", b"1");
+                add("GNU.sparse.minor", b"0");
+                add("GNU.sparse.name", path);
+                add("GNU.sparse.realsize", size.to_string().as_bytes());
+                name = sparse_name(path);
+                &name
+            }
+            _ => path,
+        };
         let fixed = header.as_old_mut();
-        for (field, value, key) in [(&mut fixed.name, path, "path"), (&mut fixed.linkname, target, "linkpath")] {
+        for (field, value, key) in [(&mut fixed.name, stored_path, "path"), (&mut fixed.linkname, target, "linkpath")] {
             let len = value.len().min(NAME_LEN);
             field[..len].copy_from_slice(&value[..len]);
             if value.len() > NAME_LEN {
@@ -175,13 +276,16 @@ impl<'a, W: Write> Tar<'a, W> {
         }
         self.builder.append_pax_extensions(pax.iter().map(|(key, value)| (key.as_str(), value.as_slice())))?;
         header.set_cksum();
-        match node.kind {
-            Kind::File { size, content } if kind == EntryType::Regular => {
-                self.builder.append(&header, ContentReader::new(self.repo, size, content))
+        match (node.kind, sparse) {
+            (Kind::File { size, content }, Some(sparse)) => {
+                self.builder.append(&header, io::empty()).with_context(shown)?;
+                sparse.write(self.repo, size, content, self.builder.get_mut()).with_context(shown)
             }
-            _ => self.builder.append(&header, io::empty()),
+            (Kind::File { size, content }, None) if kind == EntryType::Regular => {
+                self.builder.append(&header, ContentReader::new(self.repo, size, content)).with_context(shown)
+            }
+            _ => self.builder.append(&header, io::empty()).with_context(shown),
         }
-        .with_context(|| format!("cannot archive {}", quote(path)))
     }
 
     /// Ends the archive.

@@ -35,10 +35,10 @@ pub struct Args {
 /// A kind of archive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 enum Format {
-    /// POSIX tar with everything that a snapshot has but sockets
+    /// POSIX tar with everything that a snapshot has but sockets; files with holes as GNU tar writes them
     #[default]
     Tar,
-    /// Zip with names, contents, permissions and links
+    /// Zip with names, contents, permissions and links; holes become zeros
     Zip,
 }
 

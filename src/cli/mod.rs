@@ -158,8 +158,9 @@ pub enum Command {
     Diff(diff::Args),
     /// Restore files from a snapshot
     ///
-    /// What is equal already is not written again. Files that the snapshot does not have stay, unless --delete is given.
-    /// Patterns are those of `bygone backup`, on paths below what is restored.
+    /// What is equal already is not written again. Files that the snapshot does not have stay, unless --delete is given,
+    /// which spares what patterns leave out and the directories above it. Patterns are those of `bygone backup`, on paths
+    /// below what is restored.
     Restore(restore::Args),
     /// Show the snapshots as directories
     ///

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use jiff::tz::TimeZone;
 
 use super::exit::Exit;
-use super::{Global, SnapshotFilter, output};
+use super::{Global, SnapshotFilter, output, store};
 use crate::browse;
 use crate::format::snapshot::Snapshot;
 use crate::fuse::stats::STATS_XATTR;
@@ -93,6 +93,14 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
             Side::Serving(background) => Some(background),
         },
     };
+    let absolute;
+    let global = match background {
+        Some(_) => {
+            absolute = independent(global)?;
+            &absolute
+        }
+        None => global,
+    };
     let zone = TimeZone::system();
     let templates = Templates::new(&args.path_template, &args.time_template, zone)?;
     let repo = global.open_to_serve(cache_len, Duration::from_secs(args.timeout))?;
@@ -104,6 +112,16 @@ pub fn run(args: &Args, global: &Global) -> Result<Exit> {
     }
     mounted.wait().context("the mount ended")?;
     Ok(Exit::Success)
+}
+
+/// The options without relative paths: the process will leave the working directory.
+fn independent(global: &Global) -> Result<Global> {
+    let mut global = global.clone();
+    global.repository = Some(store::absolute(&global.repository_name()?)?);
+    if let Some(directory) = global.cache_directory() {
+        global.cache_dir = Some(std::path::absolute(directory).context("cannot find the cache directory")?);
+    }
+    Ok(global)
 }
 
 fn mount(
@@ -277,9 +295,11 @@ fn wait_until_ready(wait: OwnedFd, child: libc::pid_t) -> Result<Exit> {
 }
 
 impl Background {
-    /// Leaves the terminal and lets the command come back.
+    /// Leaves the terminal and the working directory, whose file system could not be unmounted otherwise, and lets the
+    /// command come back.
     fn detach(mut self) -> Result<()> {
         let _ = rustix::process::setsid();
+        rustix::process::chdir("/").context("cannot leave the working directory")?;
         let null = File::options().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;
         rustix::stdio::dup2_stdin(&null).context("cannot leave the terminal")?;
         rustix::stdio::dup2_stdout(&null).context("cannot leave the terminal")?;
@@ -290,8 +310,8 @@ impl Background {
     }
 }
 
-/// Options of `mount -o` that become options of the command, and whether they have a value.
-const HELPER_OPTIONS: [(&str, bool); 15] = [
+/// Options of `mount -o` that become options of the command, and whether they have a value. mount.bygone(8) has them all.
+pub const HELPER_OPTIONS: [(&str, bool); 15] = [
     ("password_file", true),
     ("password_command", true),
     ("cache_dir", true),
@@ -309,8 +329,8 @@ const HELPER_OPTIONS: [(&str, bool); 15] = [
     ("path", true),
 ];
 
-/// Options of `mount -o` for others than file systems, or that hold anyway.
-const HELPER_IGNORED: [&str; 23] = [
+/// Options of `mount -o` for others than file systems, or that hold anyway. mount.bygone(8) has them, too.
+pub const HELPER_IGNORED: [&str; 23] = [
     "defaults",
     "auto",
     "noauto",

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::{HEADING, output};
 use crate::backend::Backend;
@@ -42,6 +42,20 @@ const FOREIGN: &[&str] = &["sftp", "rest", "rclone", "b2", "gs", "azure", "opend
 /// What a repository may be.
 pub const FORMS: &str = "a directory, `s3:https://HOST/BUCKET/PREFIX` or `swift:CONTAINER:/PREFIX`";
 
+/// The directory that `name` means, not being that of a remote store.
+fn directory(name: &str) -> &str {
+    name.strip_prefix("local:").unwrap_or(name)
+}
+
+/// `name` such that it means the same in every working directory.
+pub fn absolute(name: &str) -> Result<String> {
+    if name.is_empty() || name.starts_with("s3:") || name.starts_with("swift:") {
+        return Ok(name.to_owned());
+    }
+    let path = std::path::absolute(directory(name)).with_context(|| format!("cannot find `{name}`"))?;
+    path.into_os_string().into_string().ok().context("the working directory's name is not valid UTF-8")
+}
+
 impl StoreArgs {
     /// The backend that `name` means.
     pub fn open(&self, name: &str) -> Result<Arc<dyn Backend>> {
@@ -57,8 +71,7 @@ impl StoreArgs {
             Some((scheme, rest)) if scheme != "local" && !scheme.contains('/') && rest.starts_with("//") => {
                 bail!("`{name}` is no repository: `{scheme}:` is not known; a repository is {FORMS}")
             }
-            Some(("local", path)) => self.open_local(path),
-            _ => self.open_local(name),
+            _ => self.open_local(directory(name)),
         }
     }
 
@@ -170,6 +183,11 @@ mod tests {
         for (name, location) in [("/a/b", "/a/b"), ("a:b", "a:b"), ("local:s3:x", "s3:x")] {
             assert_eq!(store.open(name).expect("opens").location(), location);
         }
+        for name in ["/a/b", "s3:https://host/bucket", "swift:container:/"] {
+            assert_eq!(absolute(name).expect("a name"), name);
+        }
+        let here = std::env::current_dir().expect("is there");
+        assert_eq!(absolute("local:s3:x").expect("a name"), here.join("s3:x").to_str().expect("text"));
         for name in ["sftp:host:/x", "", "https://host/bucket", "S3://bucket/x"] {
             let message = store.open(name).err().expect("refused").to_string();
             assert!(message.contains(FORMS), "{message}");

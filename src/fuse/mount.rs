@@ -272,25 +272,9 @@ fn detach(path: &Path, lazily: bool) -> Result<bool> {
     Err(Error::Fusermount(message.replace('\n', "; ")))
 }
 
-/// Processes that are named at most.
-const HOLDERS_MAX: usize = 5;
-
-/// The error that the mount at `path` is in use, with the processes that hold it as far as this user may see them.
+/// The error that the mount at `path` is in use.
 fn busy(path: &Path) -> Error {
-    let holds = |process: &Path| {
-        let links = ["cwd", "root"].map(|name| process.join(name));
-        let open = fs::read_dir(process.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
-        // Only the links are read: what they lead to may hang.
-        open.chain(links).any(|link| fs::read_link(link).is_ok_and(|target| target.starts_with(path)))
-    };
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
-        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        holds(&entry.path()).then(|| {
-            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            format!("{} (process {pid})", name.trim())
-        })
-    });
-    let holders: Vec<String> = processes.take(HOLDERS_MAX).collect();
+    let holders = super::holders::of(path);
     let by = if holders.is_empty() { String::new() } else { format!(" by {}", holders.join(", ")) };
     Error::Busy { path: path.to_owned(), by }
 }

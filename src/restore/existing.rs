@@ -1,6 +1,4 @@
-//! What is at an entry's name already: whether it stays, is compared or is replaced, and how it is removed.
-//!
-//! Removal never follows a symbolic link, never enters another file system and never touches protected directories.
+//! What is at an entry's name already: whether it stays, is compared or is replaced, and which names are surplus.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -10,7 +8,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
 use super::metadata::file_type;
-use super::place::{open_directory, open_directory_here};
+use super::place::open_directory;
 use super::{Overwrite, place::Dir};
 use crate::format::tree::{Kind, Node, Time};
 
@@ -167,86 +165,6 @@ impl Surplus {
     }
 }
 
-/// Device and inode numbers of directories that are never removed, nor anything above or in them.
-pub(super) type Protected = [(u64, u64)];
-
-struct Doomed {
-    fd: OwnedFd,
-    name: Vec<u8>,
-    names: Names,
-    at: usize,
-}
-
-/// Levels of a tree being removed that are open at once. Deeper directories are moved up to the top first.
-const OPEN_LEVELS: usize = 64;
-
-/// Removes `name` and everything below it.
-pub(super) fn remove(parent: impl AsFd, name: &[u8], protected: &Protected) -> io::Result<()> {
-    match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let mut levels = vec![enter(&parent, name, protected)?];
-    let mut moved = 0u64;
-    while let Some(depth) = levels.len().checked_sub(1) {
-        let level = &mut levels[depth];
-        if let Some(child) = level.names.get(level.at) {
-            let child = child.to_vec();
-            level.at += 1;
-            match rustix::fs::unlinkat(&level.fd, &child[..], AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => continue,
-                Err(Errno::ISDIR | Errno::PERM) => {}
-                Err(error) => return Err(error.into()),
-            }
-            if depth + 1 < OPEN_LEVELS {
-                let level = enter(&levels[depth].fd, &child, protected)?;
-                levels.push(level);
-            } else {
-                // Checked here as it would be when entered, before it moves.
-                drop(enter(&levels[depth].fd, &child, protected)?);
-                let name = format!(".bygone-removed-{moved}").into_bytes();
-                moved += 1;
-                rustix::fs::renameat(&levels[depth].fd, &child[..], &levels[0].fd, &name[..])?;
-                levels[0].names.push(&name);
-            }
-            continue;
-        }
-        let level = levels.pop().expect("depth was just taken from it");
-        let above = levels.last().map_or(parent.as_fd(), |above| above.fd.as_fd());
-        rustix::fs::unlinkat(above, &level.name[..], AtFlags::REMOVEDIR)?;
-    }
-    Ok(())
-}
-
-fn enter(parent: impl AsFd, name: &[u8], protected: &Protected) -> io::Result<Doomed> {
-    let fd = open_directory_here(&parent, name).map_err(|error| match Errno::from_io_error(&error) {
-        Some(Errno::XDEV) => io::Error::other("another file system is mounted there"),
-        // Reached when removing it as a file was refused.
-        Some(Errno::NOTDIR) => Errno::PERM.into(),
-        _ => error,
-    })?;
-    let stat = rustix::fs::fstat(&fd)?;
-    if protected.contains(&(stat.st_dev, stat.st_ino)) {
-        return Err(io::Error::other("it holds the repository"));
-    }
-    let names = Names::read(&fd)?;
-    Ok(Doomed { fd, name: name.to_vec(), names, at: 0 })
-}
-
-/// Makes way for an entry that is to be renamed to `name`, where a directory is.
-pub(super) fn make_way(dir: &Dir, name: &[u8], delete: bool, protected: &Protected) -> io::Result<()> {
-    if delete {
-        return remove(&dir.fd, name, protected);
-    }
-    match rustix::fs::unlinkat(&dir.fd, name, AtFlags::REMOVEDIR) {
-        Err(Errno::NOTEMPTY) => {
-            Err(io::Error::other("a directory that is not empty is in its place (--delete removes it)"))
-        }
-        result => Ok(result?),
-    }
-}
-
 /// Opens the existing directory `name` of `parent` to restore into.
 pub(super) fn open_existing(parent: impl AsFd, name: &[u8], writable: bool) -> io::Result<OwnedFd> {
     match open_directory(&parent, name) {
@@ -265,37 +183,9 @@ pub(super) fn open_existing(parent: impl AsFd, name: &[u8], writable: bool) -> i
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::unix::fs::{MetadataExt, symlink};
 
     fn open(path: &std::path::Path) -> OwnedFd {
         fs::File::open(path).unwrap().into()
-    }
-
-    #[test]
-    fn removal_takes_a_deep_tree_and_leaves_what_links_point_to() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("outside")).unwrap();
-        fs::write(dir.path().join("outside/kept"), "x").unwrap();
-        let mut at = dir.path().join("doomed");
-        for _ in 0..200 {
-            fs::create_dir(&at).unwrap();
-            fs::write(at.join("file"), "x").unwrap();
-            symlink(dir.path().join("outside"), at.join("link")).unwrap();
-            at = at.join("d");
-        }
-        remove(open(dir.path()), b"doomed", &[]).unwrap();
-        assert!(!dir.path().join("doomed").exists());
-        assert!(dir.path().join("outside/kept").exists());
-    }
-
-    #[test]
-    fn a_protected_directory_and_all_above_it_survive_removal() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("a/b/repository")).unwrap();
-        fs::write(dir.path().join("a/b/repository/pack"), "x").unwrap();
-        let stat = fs::metadata(dir.path().join("a/b/repository")).unwrap();
-        assert!(remove(open(dir.path()), b"a", &[(stat.dev(), stat.ino())]).is_err());
-        assert!(dir.path().join("a/b/repository/pack").exists());
     }
 
     #[test]

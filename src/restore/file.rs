@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::existing::{Plan, make_way, stat, type_of};
+use super::existing::{Plan, stat, type_of};
+use super::links::FirstName;
 use super::metadata::{self, Subject, file_type};
-use super::place::{Dir, Place};
+use super::place::Dir;
 use super::{Action, Context};
 use crate::browse::{self, OwnedNode};
 use crate::format::content::{Content, Part};
@@ -272,7 +273,10 @@ impl Context<'_> {
     fn rehearse(&self, task: &Task, node: &Node<'_>) -> Result<Action> {
         Ok(match task.plan {
             Plan::Create => Action::Restored,
-            Plan::Replace => Action::Updated,
+            Plan::Replace => {
+                self.make_way(&task.dir, node.name).map_err(during("replace"))?;
+                Action::Updated
+            }
             Plan::Refresh => Action::Unchanged,
             Plan::Skip => Action::Kept,
             Plan::Compare => match self.open_same(&task.dir, node) {
@@ -303,9 +307,7 @@ impl Context<'_> {
     fn take_name(&self, dir: &Dir, from: &[u8], to: &[u8]) -> Result<()> {
         let rename = || rustix::fs::renameat(&dir.fd, from, &dir.fd, to);
         let result = match rename() {
-            Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
-                make_way(dir, to, self.options.delete, &self.options.protected).and_then(|()| Ok(rename()?))
-            }
+            Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => self.make_way(dir, to).and_then(|()| Ok(rename()?)),
             result => result.map_err(Into::into),
         };
         result.map_err(|error| {
@@ -520,14 +522,14 @@ impl Context<'_> {
     }
 
     /// Makes `task` another name of an entry that was to be restored before; restores it as its own if that is impossible.
-    pub(super) fn link(&self, first: &Place, first_name: &[u8], is_done: &AtomicBool, task: &Task) {
+    pub(super) fn link(&self, first: &FirstName, task: &Task) {
         // What has the first name may be anything that was there if it could not be restored.
-        if task.plan == Plan::Skip || self.options.dry_run || !is_done.load(Ordering::Acquire) {
+        if task.plan == Plan::Skip || self.options.dry_run || !first.is_done.load(Ordering::Acquire) {
             return self.restore(task);
         }
-        let Ok(from) = first.open() else { return self.restore(task) };
+        let Ok(from) = first.place.open() else { return self.restore(task) };
         let name = task.node.node().name;
-        let link = |to: &[u8]| rustix::fs::linkat(&from, first_name, &task.dir.fd, to, AtFlags::empty());
+        let link = |to: &[u8]| rustix::fs::linkat(&from, &first.name[..], &task.dir.fd, to, AtFlags::empty());
         if task.plan == Plan::Create {
             return match link(name) {
                 Ok(()) => self.done(task, Action::Restored),
@@ -537,7 +539,7 @@ impl Context<'_> {
         // Renaming a name over another of the same inode would do nothing, not even remove the first.
         let inode = |dir: &OwnedFd, name| stat(dir, name).ok().flatten().map(|stat| (stat.st_dev, stat.st_ino));
         let existing = inode(&task.dir.fd, name);
-        if existing.is_some() && existing == inode(&from, first_name) {
+        if existing.is_some() && existing == inode(&from, &first.name) {
             return self.done(task, Action::Unchanged);
         }
         let temporary = self.temporary_name();

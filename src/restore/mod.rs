@@ -9,22 +9,23 @@
 
 mod existing;
 mod file;
+mod links;
 mod metadata;
 mod place;
 mod queue;
+mod remove;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::ffi::OsStr;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::browse::{self, Entry, Event, OwnedNode, Walk};
@@ -35,6 +36,7 @@ use crate::progress::Progress;
 use crate::repo::{self, Repository};
 use existing::{Names, Plan, Surplus};
 use file::{Job, Large, Task, content_len, is_large};
+use links::{FirstName, LINKS_MAX, Links};
 use metadata::{Owners, Subject};
 use place::{Dir, Place};
 use queue::Queue;
@@ -367,20 +369,8 @@ enum Waiting {
     /// A directory, for its metadata.
     Directory { dir: Arc<Dir>, node: OwnedNode },
     /// Another name of an entry restored before.
-    Link { first: Arc<Place>, first_name: Box<[u8]>, is_done: Arc<AtomicBool>, task: Task },
+    Link { first: FirstName, task: Task },
 }
-
-/// The first name of an entry that has several.
-struct FirstName {
-    place: Arc<Place>,
-    name: Box<[u8]>,
-    is_done: Arc<AtomicBool>,
-    /// Names to come.
-    left: u32,
-}
-
-/// Device, inode and a hash of the content: a file that changed while it was backed up has different names' contents.
-type LinkKey = (u64, u64, u64);
 
 /// Where an entry of a directory can go.
 enum Into {
@@ -396,7 +386,7 @@ struct Planner<'c> {
     /// Keeps the target open: every place is reached from it.
     _root: Option<Arc<OwnedFd>>,
     levels: Vec<Level>,
-    links: HashMap<LinkKey, FirstName>,
+    links: Links,
     batch: Vec<Task>,
     batch_dirs: usize,
     batch_len: u64,
@@ -428,7 +418,7 @@ impl<'c> Planner<'c> {
             queue,
             _root: root,
             levels: Vec::new(),
-            links: HashMap::new(),
+            links: Links::new(LINKS_MAX),
             batch: Vec::new(),
             batch_dirs: 0,
             batch_len: 0,
@@ -517,6 +507,8 @@ impl<'c> Planner<'c> {
                 }
                 Into::Nowhere => {}
             }
+        } else {
+            self.links.pass(node);
         }
         false
     }
@@ -628,7 +620,7 @@ impl<'c> Planner<'c> {
         }
         let Into::Dir(dir) = reached else { return };
         if let Some(surplus) = level.surplus {
-            self.remove_surplus(&dir, &surplus.finish());
+            self.context.remove_surplus(&dir, &surplus.finish());
         }
         let wanted = dir.made || level.selected && self.context.options.overwrite != Overwrite::Never;
         if let Some(node) = level.node
@@ -636,27 +628,6 @@ impl<'c> Planner<'c> {
             && !self.context.options.dry_run
         {
             self.defer(Waiting::Directory { dir, node });
-        }
-    }
-
-    fn remove_surplus(&self, dir: &Dir, extra: &Names) {
-        for name in (0..).map_while(|at| extra.get(at)) {
-            let path = dir.path_of(name);
-            let result = existing::stat(&dir.fd, name).and_then(|stat| {
-                let Some(stat) = stat else { return Ok(false) };
-                let is_directory = existing::type_of(&stat) == FileType::Directory;
-                let selected =
-                    self.context.options.select.is_none_or(|select| select.select(&path, is_directory).entry);
-                if selected && !self.context.options.dry_run {
-                    existing::remove(&dir.fd, name, &self.context.options.protected)?;
-                }
-                Ok(selected)
-            });
-            match result {
-                Ok(true) => self.context.count(Action::Deleted, 0, || path),
-                Ok(false) => {}
-                Err(error) => self.context.progress.error(&path, "remove", error),
-            }
         }
     }
 
@@ -669,25 +640,12 @@ impl<'c> Planner<'c> {
             }
         };
         let mut task = Task { dir, node: kept, plan, is_done: None };
-        if node.metadata.nlink > 1 && plan != Plan::Skip {
-            let key = link_key(node);
-            if let Some(first) = self.links.get_mut(&key) {
-                let link = Waiting::Link {
-                    first: first.place.clone(),
-                    first_name: first.name.clone(),
-                    is_done: first.is_done.clone(),
-                    task,
-                };
-                first.left -= 1;
-                if first.left == 0 {
-                    self.links.remove(&key);
-                }
-                return self.defer(link);
-            }
-            let (place, name) = (task.dir.place.clone(), node.name.into());
-            let is_done = Arc::new(AtomicBool::new(false));
-            task.is_done = Some(is_done.clone());
-            self.links.insert(key, FirstName { place, name, is_done, left: node.metadata.nlink - 1 });
+        if plan == Plan::Skip {
+            self.links.pass(node);
+        } else if let Some(first) = self.links.first(node) {
+            return self.defer(Waiting::Link { first, task });
+        } else {
+            task.is_done = self.links.remember(node, &task.dir.place);
         }
         if is_large(node) && matches!(plan, Plan::Create | Plan::Replace) && !self.context.options.dry_run {
             self.flush();
@@ -791,32 +749,9 @@ impl<'c> Planner<'c> {
         }
         match waiting {
             Waiting::Directory { dir, node } => self.context.finish_directory(&dir, &node.node()),
-            Waiting::Link { first, first_name, is_done, task } => {
-                self.context.link(&first, &first_name, &is_done, &task);
-            }
+            Waiting::Link { first, task } => self.context.link(&first, &task),
         }
     }
-}
-
-fn link_key(node: &Node<'_>) -> LinkKey {
-    let mut hasher = DefaultHasher::new();
-    metadata::file_type(&node.kind).as_raw_mode().hash(&mut hasher);
-    match node.kind {
-        Kind::File { size, content } => {
-            size.hash(&mut hasher);
-            match content {
-                Content::Empty => {}
-                Content::Inline(bytes) => bytes.hash(&mut hasher),
-                Content::Whole(hash) => hash.hash(&mut hasher),
-                Content::Parts { parts, .. } => parts.encoded().hash(&mut hasher),
-                Content::List { root, .. } => root.hash(&mut hasher),
-            }
-        }
-        Kind::Symlink { target } => target.hash(&mut hasher),
-        Kind::BlockDevice { rdev } | Kind::CharDevice { rdev } => rdev.hash(&mut hasher),
-        Kind::Directory { .. } | Kind::Fifo | Kind::Socket => {}
-    }
-    (node.metadata.dev, node.metadata.inode, hasher.finish())
 }
 
 impl Context<'_> {
@@ -824,25 +759,26 @@ impl Context<'_> {
     fn make_directory(&self, parent: &Dir, place: &Arc<Place>, node: &Node<'_>) -> io::Result<Option<Dir>> {
         let dry_run = self.options.dry_run;
         let mut made = true;
-        if dry_run {
-            match existing::stat(&parent.fd, node.name)? {
-                Some(stat) if existing::type_of(&stat) == FileType::Directory => made = false,
-                _ => return Ok(None),
-            }
-        } else if let Err(error) = rustix::fs::mkdirat(&parent.fd, node.name, Mode::RWXU) {
+        let mkdir = || if dry_run { Err(Errno::EXIST) } else { rustix::fs::mkdirat(&parent.fd, node.name, Mode::RWXU) };
+        if let Err(error) = mkdir() {
             if error != Errno::EXIST || parent.made {
                 return Err(error.into());
             }
-            let stat = existing::stat(&parent.fd, node.name)?.ok_or(Errno::NOENT)?;
+            let stat = match existing::stat(&parent.fd, node.name)? {
+                None if dry_run => return Ok(None),
+                stat => stat.ok_or(Errno::NOENT)?,
+            };
             if existing::type_of(&stat) == FileType::Directory {
                 made = false;
             } else if self.options.overwrite == Overwrite::Never
                 || self.options.overwrite == Overwrite::IfNewer && node.metadata.mtime <= existing::mtime(&stat)
             {
                 return Err(io::Error::other("something that is not a directory is there and is not overwritten"));
+            } else if dry_run {
+                return Ok(None);
             } else {
-                existing::remove(&parent.fd, node.name, &self.options.protected)?;
-                rustix::fs::mkdirat(&parent.fd, node.name, Mode::RWXU)?;
+                rustix::fs::unlinkat(&parent.fd, node.name, AtFlags::empty())?;
+                mkdir()?;
             }
         }
         let fd = existing::open_existing(&parent.fd, node.name, !dry_run)?;

@@ -2,7 +2,7 @@
 //!
 //! Immutable once built; a changed list of snapshots makes a new layout that keeps every number handed out before.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use crate::format::snapshot::Snapshot;
 use crate::format::tree::Time;
@@ -42,7 +42,42 @@ pub(super) enum Virtual {
 }
 
 /// Where a snapshot appears: the directory's path and the snapshot.
-pub(super) type InstanceKey = (Vec<u8>, ObjectId);
+type InstanceKey = (Vec<u8>, ObjectId);
+
+/// Places of vanished snapshots that keep their numbers, for whoever is inside.
+const VANISHED_MAX: usize = 4096;
+
+/// Instance numbers that were given out.
+#[derive(Default)]
+pub(super) struct Numbers {
+    of: HashMap<InstanceKey, u32>,
+    /// Places of vanished snapshots, those that vanished first in front.
+    vanished: VecDeque<InstanceKey>,
+    /// Every number ever given out: the kernel may remember what it stood for.
+    taken: HashSet<u32>,
+}
+
+impl Numbers {
+    fn give(&mut self, path: &[u8], id: ObjectId) -> u32 {
+        *self.of.entry((path.to_vec(), id)).or_insert_with(|| {
+            let instance = inode::instance(path, &id, |number| self.taken.contains(&number));
+            self.taken.insert(instance);
+            instance
+        })
+    }
+
+    /// Forgets places that vanished before many others; returns their numbers, which stand for nothing any more.
+    pub fn forget_vanished(&mut self, layout: &Layout) -> Vec<u32> {
+        let is_shown = |number: &u32| layout.instances.contains_key(number);
+        self.vanished.retain(|key| !self.of.get(key).is_some_and(is_shown));
+        let known: HashSet<&InstanceKey> = self.vanished.iter().collect();
+        let new = self.of.iter().filter(|(key, number)| !is_shown(number) && !known.contains(key));
+        let new: Vec<InstanceKey> = new.map(|(key, _)| key.clone()).collect();
+        self.vanished.extend(new);
+        let surplus = self.vanished.len().saturating_sub(VANISHED_MAX);
+        self.vanished.drain(..surplus).filter_map(|key| self.of.remove(&key)).collect()
+    }
+}
 
 /// Every view, by inode number.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -67,7 +102,7 @@ impl Layout {
     pub fn new<'s>(
         snapshots: impl Iterator<Item = (&'s ObjectId, &'s Snapshot)>,
         templates: &Templates,
-        numbers: &mut HashMap<InstanceKey, u32>,
+        numbers: &mut Numbers,
     ) -> Layout {
         let mut root = Building::default();
         for (id, snapshot) in snapshots {
@@ -79,8 +114,7 @@ impl Layout {
             path.into_iter().fold(&mut root, |directory, name| directory.directories.entry(name).or_default());
         }
         let mut layout = Layout::default();
-        let mut taken: std::collections::HashSet<u32> = numbers.values().copied().collect();
-        layout.add(ROOT, ROOT, b"", root, numbers, &mut taken);
+        layout.add(ROOT, ROOT, b"", root, numbers);
         layout
     }
 
@@ -98,29 +132,17 @@ impl Layout {
         self.nodes.iter().filter_map(changed).collect()
     }
 
-    fn add(
-        &mut self,
-        number: u64,
-        parent: u64,
-        path: &[u8],
-        built: Building,
-        numbers: &mut HashMap<InstanceKey, u32>,
-        taken: &mut std::collections::HashSet<u32>,
-    ) {
+    fn add(&mut self, number: u64, parent: u64, path: &[u8], built: Building, numbers: &mut Numbers) {
         let mtime = built.mtime.unwrap_or_default();
         let mut entries = Vec::with_capacity(built.directories.len() + built.snapshots.len() + 1);
         for (name, directory) in built.directories {
             let below = join(path, name.as_bytes());
             let child = inode::of_virtual(&below, b"");
-            self.add(child, number, &below, directory, numbers, taken);
+            self.add(child, number, &below, directory, numbers);
             entries.push((name.into_bytes(), Entry::Virtual(child)));
         }
         for (name, id) in built.snapshots {
-            let instance = *numbers.entry((path.to_vec(), id)).or_insert_with(|| {
-                let instance = inode::instance(path, &id, |number| taken.contains(&number));
-                taken.insert(instance);
-                instance
-            });
+            let instance = numbers.give(path, id);
             self.instances.insert(instance, id);
             entries.push((name.into_bytes(), Entry::Snapshot(instance)));
         }
@@ -191,7 +213,7 @@ mod tests {
     #[test]
     fn views_hold_snapshots_and_a_link_to_the_newest() {
         let all = [(ObjectId([1; 32]), snapshot(100, "a", &["x"])), (ObjectId([2; 32]), snapshot(200, "b", &[]))];
-        let mut numbers = HashMap::new();
+        let mut numbers = Numbers::default();
         let templates = templates(&super::super::template::PATH_TEMPLATES);
         let layout = Layout::new(all.iter().map(|(i, s)| (i, s)), &templates, &mut numbers);
         let at = |path: &str| names(&layout, inode::of_virtual(path.as_bytes(), b""));
@@ -209,7 +231,7 @@ mod tests {
     #[test]
     fn the_views_are_there_before_any_snapshot_is() {
         let templates = templates(&["ids/%i", "a/b/%h/c/%T", "%u/%T"]);
-        let layout = Layout::new(std::iter::empty(), &templates, &mut HashMap::new());
+        let layout = Layout::new(std::iter::empty(), &templates, &mut Numbers::default());
         assert_eq!(
             (names(&layout, ROOT), names(&layout, inode::of_virtual(b"a", b""))),
             (vec!["a".into(), "ids".into()], vec!["b".into()])
@@ -223,7 +245,7 @@ mod tests {
         let layout = Layout::new(
             all.iter().map(|(i, s)| (i, s)),
             &templates(&["%T", "%h/%i", "latest/%i"]),
-            &mut HashMap::new(),
+            &mut Numbers::default(),
         );
         assert_eq!(names(&layout, ROOT), ["100", "100-02020202", "100-03030303", "100_", "a", "latest"]);
         assert_eq!(names(&layout, inode::of_virtual(b"100_", b"")), ["03030303", "latest"]);
@@ -232,7 +254,7 @@ mod tests {
     #[test]
     fn a_new_snapshot_changes_its_views_and_no_number() {
         let all = [1, 2].map(|n| (ObjectId([n; 32]), snapshot(i64::from(n), "a", &[])));
-        let mut numbers = HashMap::new();
+        let mut numbers = Numbers::default();
         let templates = templates(&["ids/%i", "hosts/%h/%T"]);
         let before = Layout::new(all[..1].iter().map(|(i, s)| (i, s)), &templates, &mut numbers);
         let after = Layout::new(all.iter().map(|(i, s)| (i, s)), &templates, &mut numbers);
@@ -245,7 +267,28 @@ mod tests {
         expected.push(inode::of_virtual(b"hosts", b""));
         expected.sort();
         assert_eq!(changed, expected, "the root too, for its time is that of the newest snapshot");
-        let fresh = Layout::new(all.iter().map(|(i, s)| (i, s)), &templates, &mut HashMap::new());
+        let fresh = Layout::new(all.iter().map(|(i, s)| (i, s)), &templates, &mut Numbers::default());
         assert_eq!(fresh, after, "another mount has the same numbers");
+    }
+
+    #[test]
+    fn numbers_of_snapshots_that_vanished_long_ago_are_forgotten_and_never_given_again() {
+        let templates = templates(&["ids/%I"]);
+        let mut numbers = Numbers::default();
+        let mut show = |ids: std::ops::Range<usize>| {
+            let all: Vec<_> =
+                ids.map(|n| (ObjectId(*blake3::hash(&n.to_le_bytes()).as_bytes()), Snapshot::default())).collect();
+            let layout = Layout::new(all.iter().map(|(i, s)| (i, s)), &templates, &mut numbers);
+            (numbers.forget_vanished(&layout), layout.instances)
+        };
+        let (forgotten, first) = show(0..10);
+        assert_eq!(forgotten, [0; 0]);
+        assert_eq!(show(10..20).0, [0; 0], "they have just vanished");
+        assert_eq!(show(0..10).1, first, "and have the same numbers when they come back");
+        show(20..20 + VANISHED_MAX);
+        let forgotten = show(0..0).0;
+        assert_eq!(forgotten.len(), 20);
+        assert!(first.keys().all(|number| forgotten.contains(number)));
+        assert!(show(0..10).1.keys().all(|number| !first.contains_key(number)));
     }
 }

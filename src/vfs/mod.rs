@@ -34,7 +34,7 @@ use cache::Cache;
 use content::{File, Lists};
 use directory::{Directory, Place};
 use inode::{Inode, NodeAt};
-use layout::{Entry, InstanceKey, Layout, Virtual};
+use layout::{Entry, Layout, Numbers, Virtual};
 use readahead::ReadAhead;
 
 /// Why an operation failed.
@@ -246,7 +246,7 @@ pub struct Vfs {
 #[derive(Default)]
 struct State {
     layout: Arc<Layout>,
-    /// Root records of the snapshots, by instance; those of vanished snapshots stay for whoever is inside.
+    /// Root records of the snapshots, by instance; those of vanished snapshots stay for whoever is inside, up to a number.
     roots: HashMap<u32, Arc<[u8]>>,
 }
 
@@ -256,7 +256,7 @@ struct Known {
     /// When the list of snapshots was last read.
     at: Option<Instant>,
     snapshots: HashMap<ObjectId, Snapshot>,
-    numbers: HashMap<InstanceKey, u32>,
+    numbers: Numbers,
 }
 
 /// A directory of a snapshot: what its listing needs.
@@ -391,7 +391,11 @@ impl Vfs {
         let mut shown: Vec<_> = known.snapshots.iter().filter(|(id, s)| (self.options.filter)(id, s)).collect();
         shown.sort_by_key(|(id, snapshot)| (snapshot.time, **id));
         let layout = Layout::new(shown.into_iter(), templates, &mut known.numbers);
+        let forgotten = known.numbers.forget_vanished(&layout);
         let mut state = self.state.write().expect("no panic while held");
+        for instance in forgotten {
+            state.roots.remove(&instance);
+        }
         for (instance, id) in &layout.instances {
             state.roots.entry(*instance).or_insert_with(|| root_record(&known.snapshots[id]));
         }

@@ -4,6 +4,7 @@
 //! and directories are followed through the packs, where a backup has laid them in the order of its walk. A window
 //! grows while a reader goes on and collapses when it jumps. Failures are ignored: the reader meets them itself.
 
+use std::collections::VecDeque;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -26,11 +27,45 @@ const JOB_LEN: u64 = 512 << 10;
 /// Segments one job decodes.
 const JOB_SEGMENTS: u64 = 4;
 
+/// Jobs that wait: what readers want in the next tenth of a second, if it is on a disk. They overtake older ones.
+const JOBS_MAX: usize = 256;
+
 /// Follows readers. Dropping it waits for the jobs that run.
 pub(super) struct ReadAhead {
     repo: Arc<Repository>,
     streams: Mutex<LruCache<Key, Stream>>,
+    jobs: Jobs,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Does jobs in their order. Beyond so many, the oldest are left undone.
+struct Jobs {
+    waiting: Arc<Mutex<VecDeque<Job>>>,
+    max: usize,
     pool: Pool,
+}
+
+impl Jobs {
+    fn new(threads: usize, max: usize) -> io::Result<Self> {
+        Ok(Self { waiting: Arc::default(), max, pool: Pool::new("ahead", threads)? })
+    }
+
+    fn submit(&self, job: impl FnOnce() + Send + 'static) {
+        let mut waiting = self.waiting.lock().expect("no panic while held");
+        waiting.push_back(Box::new(job));
+        if waiting.len() > self.max {
+            // Its turn is that of the next one now.
+            waiting.pop_front();
+            return;
+        }
+        drop(waiting);
+        let waiting = self.waiting.clone();
+        self.pool.submit(Urgency::Normal, move || {
+            let job = waiting.lock().expect("no panic while held").pop_front();
+            job.into_iter().for_each(|job| job());
+        });
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,7 +120,7 @@ impl ReadAhead {
     /// Decodes blobs of `repo` on `threads` threads.
     pub fn new(repo: Arc<Repository>, threads: usize) -> io::Result<Self> {
         let streams = Mutex::new(LruCache::new(NonZeroUsize::new(STREAMS_MAX).expect("not zero")));
-        Ok(Self { repo, streams, pool: Pool::new("ahead", threads)? })
+        Ok(Self { repo, streams, jobs: Jobs::new(threads, JOBS_MAX)? })
     }
 
     fn advance(&self, key: Key, read: Range<u64>, pace: Pace) -> Option<Range<u64>> {
@@ -99,7 +134,7 @@ impl ReadAhead {
         let end = ahead.end.min(file.size);
         for from in (ahead.start..end).step_by(JOB_LEN as usize) {
             let (repo, file, lists) = (self.repo.clone(), file.clone(), lists.clone());
-            self.pool.submit(Urgency::Normal, move || {
+            self.jobs.submit(move || {
                 decode_file(&repo, &file, &lists, from..end.min(from + JOB_LEN));
             });
         }
@@ -116,7 +151,7 @@ impl ReadAhead {
         for from in ahead.clone().step_by(JOB_SEGMENTS as usize) {
             let repo = self.repo.clone();
             let end = ahead.end.min(from + JOB_SEGMENTS);
-            self.pool.submit(Urgency::Normal, move || {
+            self.jobs.submit(move || {
                 // The pack may end before the window does.
                 let _ = (from..end).try_for_each(|segment| decode_segment(&repo, location.pack, segment as u32));
             });
@@ -162,6 +197,26 @@ mod tests {
             assert!((at + 2..=at + 18).contains(&covered), "{at} {covered}");
         }
         assert_eq!(stream.window, 16);
+    }
+
+    #[test]
+    fn of_more_jobs_than_may_wait_the_newest_are_done() {
+        let jobs = Jobs::new(1, 3).unwrap();
+        let (sender, done) = std::sync::mpsc::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (started, starts) = std::sync::mpsc::channel();
+        jobs.submit(move || {
+            started.send(()).unwrap();
+            released.recv().unwrap();
+        });
+        starts.recv().unwrap();
+        for n in 0..10 {
+            let sender = sender.clone();
+            jobs.submit(move || sender.send(n).unwrap());
+        }
+        drop(sender);
+        release.send(()).unwrap();
+        assert_eq!(done.iter().collect::<Vec<i32>>(), [7, 8, 9]);
     }
 
     #[test]

@@ -1,15 +1,15 @@
 //! Looking without restoring: `ls`, `find`, `cat`, `dump`, `diff`.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::compare::{Ignore, assert_same_but};
+use crate::support::compare::{Ignore, assert_same, assert_same_but};
 use crate::support::generate;
 use crate::support::oracle::assert_rsync_finds_nothing;
-use crate::support::sandbox::Sandbox;
+use crate::support::sandbox::{Sandbox, files_below};
 
 fn with_tree() -> Sandbox {
     let sandbox = Sandbox::new();
@@ -97,6 +97,38 @@ fn dump_writes_a_file_as_it_was() {
 }
 
 #[test]
+fn dump_keeps_the_holes_of_files_in_a_tar_archive() {
+    needs_program!("tar");
+    let sandbox = Sandbox::new();
+    let sparse = |name: &str, len: u64, runs: &[(u64, usize)]| {
+        let file = fs::File::create(sandbox.write(name, "")).unwrap();
+        file.set_len(len).unwrap();
+        for (at, run) in runs {
+            file.write_all_at(&generate::noise(*at, *run), *at).unwrap();
+        }
+    };
+    let many: Vec<(u64, usize)> = (0..300).map(|n| (n << 20, 4096)).collect();
+    sparse("huge", 1 << 40, &[(0, 5000), (1 << 30, 1 << 20), ((1 << 40) - 4096, 4096)]);
+    sparse("ends-with-a-hole", 10 << 20, &[(1 << 20, 3 << 20)]);
+    sparse(&format!("d/{}", "long".repeat(50)), 300 << 20, &many);
+    sparse("nothing", 1 << 30, &[]);
+    sandbox.write("without", generate::noise(2, 100_000));
+    sandbox.backup();
+    let archive = sandbox.path("all.tar");
+    sandbox.ok(args!["dump", "--target", archive, "latest", sandbox.source()]);
+    assert!(fs::metadata(&archive).unwrap().len() < 7 << 20);
+    let copy = sandbox.path("copy");
+    fs::create_dir(&copy).unwrap();
+    assert!(Command::new("tar").arg("-xpf").arg(&archive).arg("-C").arg(&copy).status().unwrap().success());
+    assert_same(&sandbox.source(), &copy);
+    for file in files_below(&copy) {
+        let source = sandbox.source().join(file.strip_prefix(&copy).unwrap());
+        let [source, copy] = [&source, &file].map(|path| fs::metadata(path).unwrap().blocks());
+        assert!(copy <= source + 16, "{}: {copy} blocks instead of {source}", file.display());
+    }
+}
+
+#[test]
 fn dump_of_a_directory_is_a_tar_archive_with_everything() {
     let sandbox = Sandbox::new();
     generate::everything(&sandbox.source());
@@ -118,13 +150,13 @@ fn dump_of_a_directory_is_a_tar_archive_with_everything() {
     // Where the archive begins, at the root or at the directory, is the program's choice.
     let absolute = copy.join(sandbox.source().strip_prefix("/").unwrap());
     let copy = if absolute.exists() { absolute } else { copy };
-    // An archive knows no sockets, and its holes are zeros.
+    // An archive knows no sockets.
     fs::remove_file(sandbox.source().join("kinds/socket")).unwrap();
     let _ = fs::remove_file(copy.join("kinds/socket"));
     for dir in [&sandbox.source(), &copy] {
         generate::set_time(&dir.join("kinds"), 1, 1);
     }
-    assert_same_but(&sandbox.source(), &copy, Ignore { holes: true, link_counts: true });
+    assert_same_but(&sandbox.source(), &copy, Ignore { link_counts: true, ..Ignore::default() });
     assert_rsync_finds_nothing(&sandbox.source(), &copy);
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::compare::assert_same;
 use crate::support::generate;
 use crate::support::mount::{is_mounted, mount_line, within};
-use crate::support::sandbox::{Sandbox, program};
+use crate::support::sandbox::{PASSWORD, Run, Sandbox, program};
 
 fn with_snapshots() -> Sandbox {
     let sandbox = Sandbox::new();
@@ -153,6 +153,35 @@ fn a_mount_in_the_foreground_ends_with_a_signal() {
         assert!(matches!(status.code(), Some(0 | 130)), "{status:?}");
         assert!(!is_mounted(&dir));
     }
+}
+
+#[test]
+fn a_mount_in_the_background_has_left_its_working_directory() {
+    needs_fuse!();
+    let sandbox = with_snapshots();
+    fs::create_dir(sandbox.path("mount-cwd")).unwrap();
+    fs::write(sandbox.path("password"), PASSWORD).unwrap();
+    let mut relative = args!["mount", "-r", "repository", "--cache-dir", "cache"];
+    relative.extend(args!["--password-file", "password", "mount-cwd"]);
+    let mut command = sandbox.command(relative.clone());
+    Run::of(command.env_remove("BYGONE_PASSWORD")).expect_code(0);
+    let mount = sandbox.mounted("mount-cwd");
+    let is_ours = |process: &std::path::Path| {
+        let line = fs::read(process.join("cmdline")).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0).skip(1);
+        relative.iter().all(|word| words.next() == Some(word.as_encoded_bytes()))
+    };
+    let mut processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    let process = processes.find(|process| is_ours(process)).expect("it runs");
+    assert_eq!(fs::read_link(process.join("cwd")).unwrap(), std::path::Path::new("/"));
+    // The repository and the cache are still found.
+    assert_eq!(fs::read_to_string(mount.latest().join("file")).unwrap(), "second");
+    sandbox.write("file", "third");
+    sandbox.backup();
+    assert!(within(Duration::from_secs(10), || {
+        fs::read_to_string(mount.latest().join("file")).is_ok_and(|text| text == "third")
+    }));
+    mount.unmount();
 }
 
 #[test]
@@ -335,6 +364,41 @@ fn a_mount_in_use_is_not_ended_and_its_user_is_named() {
     user.wait().unwrap();
     run.says(&format!("in use by sleep (process {})", user.id())).says("bygone umount --lazy");
     assert!(is_mounted(mount.dir()));
+    mount.unmount();
+}
+
+#[test]
+fn what_holds_a_mount_without_being_in_it_is_named() {
+    needs_fuse!();
+    needs_root!();
+    let sandbox = Sandbox::new();
+    sandbox.write("disk.img", generate::noise(1, 1 << 20));
+    fs::create_dir(sandbox.source().join("below")).unwrap();
+    sandbox.backup();
+    let mount = sandbox.mount("mnt");
+    let busy = |what: &str| drop(sandbox.exits(1, args!["umount", mount.dir()]).says(what));
+    let run = |name: &str, args: Vec<std::ffi::OsString>| {
+        Command::new(name).args(args).output().is_ok_and(|output| output.status.success())
+    };
+
+    let latest = mount.latest().canonicalize().unwrap();
+    let image = latest.join("disk.img");
+    // SAFETY: nobody writes to what is in a snapshot.
+    let map = unsafe { memmap2::Mmap::map(&fs::File::open(&image).unwrap()) }.unwrap();
+    busy(&format!("(process {})", std::process::id()));
+    drop(map);
+
+    let below = latest.join("below");
+    assert!(run("mount", args!["-t", "tmpfs", "none", below]));
+    busy(&format!("the mount on `{}`", below.display()));
+    assert!(run("umount", args![below]));
+
+    let output = Command::new("losetup").args(["--read-only", "--show", "-f"]).arg(&image).output().unwrap();
+    if output.status.success() {
+        let device = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        busy(&format!("{device} with `{}`", image.display()));
+        assert!(run("losetup", args!["-d", device]));
+    }
     mount.unmount();
 }
 

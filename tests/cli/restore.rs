@@ -141,6 +141,70 @@ fn delete_removes_what_the_snapshot_does_not_have_and_only_inside_what_is_restor
 }
 
 #[test]
+fn delete_spares_what_is_excluded_and_the_directories_above_it() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "content");
+    sandbox.backup();
+    let source = format!("latest:{}", sandbox.source().display());
+    let target = sandbox.path("target");
+    for (path, text) in
+        [("extra/a/kept.log", "mine"), ("extra/a/gone", "x"), ("extra/b/gone", "x"), ("gone/c/gone", "x")]
+    {
+        fs::create_dir_all(target.join(path).parent().unwrap()).unwrap();
+        fs::write(target.join(path), text).unwrap();
+    }
+    let restore = |more: &[&str]| {
+        let mut args = args!["restore", source, "--target", target, "--delete", "--exclude", "*.log", "-v"];
+        args.extend(more.iter().map(Into::into));
+        sandbox.ok(args)
+    };
+    let dry = restore(&["--dry-run"]).shows("; 3 would be deleted\n").shows("would delete  /extra/b ");
+    assert!(!dry.out().contains("kept"), "{dry:?}");
+    restore(&[]).shows("; 3 deleted\n").shows("deleted   /extra/a/gone ").shows("deleted   /gone ");
+    assert_eq!(files_below(&target), [target.join("extra/a/kept.log"), target.join("file")]);
+    assert!(!target.join("extra/b").exists() && !target.join("gone").exists());
+
+    // Neither does it make way for a file.
+    fs::remove_file(target.join("file")).unwrap();
+    fs::create_dir(target.join("file")).unwrap();
+    for name in ["mine.log", "other"] {
+        fs::write(target.join("file").join(name), "mine").unwrap();
+    }
+    sandbox
+        .exits(3, args!["restore", source, "--target", target, "--delete", "--exclude", "*.log"])
+        .says("a directory with entries that are not selected is in its place");
+    assert_eq!(files_below(&target.join("file")).len(), 2);
+}
+
+#[test]
+fn a_dry_run_meets_the_errors_of_the_restore() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "content");
+    sandbox.write("directory/file", "content");
+    sandbox.backup();
+    let source = format!("latest:{}", sandbox.source().display());
+    // Each with what is in the way; the repository lies in one of them.
+    let target = sandbox.path("target");
+    fs::create_dir_all(target.join("file/below")).unwrap();
+    fs::write(target.join("directory"), "x").unwrap();
+    let above = sandbox.path("");
+    let cases: [(&std::path::Path, &[&str], i32, &str); 4] = [
+        (&target, &["--overwrite", "never"], 3, "something that is not a directory is there and is not overwritten"),
+        (&target, &[], 3, "a directory that is not empty is in its place"),
+        (&above, &["--delete", "--include", "/repository"], 3, "it holds the repository"),
+        (&sandbox.repository(), &["--delete"], 1, "lies in the repository"),
+    ];
+    for (target, more, code, message) in cases {
+        for dry_run in [&["--dry-run"][..], &[]] {
+            let mut args = args!["restore", source, "--target", target];
+            args.extend(more.iter().chain(dry_run).map(Into::into));
+            sandbox.exits(code, args).says(message);
+        }
+    }
+    sandbox.ok(args!["check", "--read-data"]);
+}
+
+#[test]
 fn a_dry_run_writes_nothing() {
     let sandbox = with_tree();
     let target = sandbox.path("target");

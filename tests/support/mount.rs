@@ -27,11 +27,16 @@ impl Sandbox {
     pub fn mount_with(&self, name: &str, more: Vec<OsString>) -> Mount<'_> {
         let dir = self.path(name);
         fs::create_dir_all(&dir).unwrap();
-        let mount = Mount { sandbox: self, dir };
         let mut args = args!["mount"];
         args.extend(more);
-        args.push(mount.dir.clone().into());
+        args.push(dir.into());
         self.ok(args);
+        self.mounted(name)
+    }
+
+    /// The mount that the program has made on the directory `name`.
+    pub fn mounted(&self, name: &str) -> Mount<'_> {
+        let mount = Mount { sandbox: self, dir: self.path(name) };
         assert!(is_mounted(&mount.dir), "{} is not mounted although the program came back", mount.dir.display());
         mount
     }

@@ -9,10 +9,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use hyper::header::{HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper::header::{HeaderValue, USER_AGENT};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -36,6 +35,7 @@ const IDLE_MAX: Duration = Duration::from_secs(20);
 /// Bytes of a request's body that are handed to the connection at once.
 const PIECE_LEN: usize = 128 << 10;
 /// Longest answer that is read where only its text matters.
+#[cfg(any(test, feature = "swift"))]
 pub(in crate::backend) const TEXT_LEN_MAX: u64 = 64 << 10;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -130,7 +130,10 @@ impl Http {
     }
 
     /// Reads the body of an answer of at most `len_max` bytes.
+    #[cfg(any(test, feature = "swift"))]
     pub(in crate::backend) async fn read(&self, response: Response, len_max: u64) -> Result<Vec<u8>, Failure> {
+        use http_body_util::BodyExt;
+
         let declared = response.body().size_hint().exact();
         let too_long = || Failure::new(FailureKind::Other, format!("the answer is longer than {len_max} bytes"));
         if declared.is_some_and(|len| len > len_max) {
@@ -178,13 +181,17 @@ impl Http {
 }
 
 /// How long a store asks to wait; dates are not understood and count as unsaid.
-pub(in crate::backend) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+#[cfg(any(test, feature = "swift"))]
+pub(in crate::backend) fn retry_after(headers: &hyper::HeaderMap) -> Option<Duration> {
+    headers.get(hyper::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// A body that is in memory.
+#[cfg(any(test, feature = "swift"))]
 pub(in crate::backend) fn body(bytes: Bytes) -> Body {
-    http_body_util::Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+    use http_body_util::{BodyExt, Full};
+
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// The causes of an error, from the outermost on, each said once.

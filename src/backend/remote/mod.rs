@@ -163,6 +163,7 @@ pub(in crate::backend) fn prefix(text: &str) -> std::result::Result<String, Stri
 }
 
 /// `text` as part of an address; slashes stay.
+#[cfg(feature = "swift")]
 pub(in crate::backend) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
