@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::format::codec::DecodeError;
-use crate::format::tree::{Base, Node, Tree};
+use crate::format::tree::{Base, Kind, Node, Tree};
 use crate::id::{BlobId, BlobKind};
 use crate::repo::{Blob, Error, Repository, Result};
 
@@ -220,6 +220,14 @@ impl<'r> Entries<'r> {
             self.page += 1;
             self.position = 0;
         }
+    }
+
+    /// The trees of directories on the page at hand, if its first entry is the one at hand.
+    pub(super) fn trees_of_new_page(&self) -> impl Iterator<Item = BlobId> {
+        let leaf = self.leaf.as_ref().filter(|_| self.position == 1);
+        leaf.into_iter()
+            .flat_map(|leaf| (0..leaf.len()).map(|at| leaf.entry(at)))
+            .filter_map(|entry| if let Kind::Directory { tree, .. } = entry.node.kind { Some(tree) } else { None })
     }
 
     /// The entry that [`Entries::advance`] stepped to.

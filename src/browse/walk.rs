@@ -11,6 +11,8 @@ use crate::repo::{Error, Repository};
 
 /// Levels that keep their pages.
 const LIVE_LEVELS: usize = 32;
+/// Directories that are fetched ahead when the one that they are in is entered, if they are far away.
+const TREES_AHEAD: usize = 64;
 /// Bytes that the levels above the deepest may keep.
 const LIVE_LEN: usize = 32 << 20;
 
@@ -103,7 +105,9 @@ impl<'r> Walk<'r> {
             }
             Ok(true) => {}
         }
-        let entry = self.levels.last()?.entries.entry();
+        let entries = &self.levels.last()?.entries;
+        self.repo.will_read_trees(entries.trees_of_new_page().take(TREES_AHEAD));
+        let entry = entries.entry();
         self.path.push(b'/');
         self.path.extend_from_slice(entry.node.name);
         if let Kind::Directory { tree, .. } = entry.node.kind {

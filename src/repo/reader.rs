@@ -26,6 +26,8 @@ use crate::seal::{BLOB_TABLE_UNIT, Decompressor, FOOTER_UNIT, ObjectCipher, SEGM
 const TAIL_LEN: u64 = 8 << 10;
 /// Bytes of a pack that [`Repository::will_read_run`] asks for at most.
 const RUN_LEN_MAX: u64 = 8 << 20;
+/// So many it asks for even for less than that.
+const RUN_LEN_MIN: u64 = 1 << 20;
 /// Packs whose tables of segments are kept; each takes a few KiB.
 const PACKS_KEPT: usize = 4096;
 /// How long another thread may take for a segment until it must be waiting for storage: many times what decoding takes.
@@ -575,35 +577,64 @@ impl Repository {
             return;
         }
         let Ok(Some(location)) = self.index.locate(id) else { return };
-        if self.cache.packs.lock().expect("no panic while held").contains(&location.pack) {
-            return;
+        if !self.cache.packs.lock().expect("no panic while held").contains(&location.pack) {
+            self.will_open_pack(location.pack, Reuse::Seldom);
         }
-        let PackInfo { id, len } = self.index.pack(location.pack);
-        let name = ObjectName::new(ObjectKind::Pack, id);
-        let tail_len = len.min(TAIL_LEN);
-        self.backend.will_read(name, len - tail_len, tail_len, Reuse::Seldom);
-        self.backend.will_read(name, 0, HEADER_LEN as u64, Reuse::Seldom);
     }
 
-    /// The data blobs from `first` to `last` will be read soon, and mostly lie one after the other in a pack: if it is far
-    /// away, that part of it is fetched meanwhile. Waits for what opening the pack takes.
-    pub fn will_read_run(&self, first: &BlobId, last: &BlobId) {
+    fn will_open_pack(&self, number: PackNumber, reuse: Reuse) {
+        let PackInfo { id, len } = self.index.pack(number);
+        let name = ObjectName::new(ObjectKind::Pack, id);
+        let tail_len = len.min(TAIL_LEN);
+        self.backend.will_read(name, len - tail_len, tail_len, reuse);
+        self.backend.will_read(name, 0, HEADER_LEN as u64, reuse);
+    }
+
+    /// `len` bytes of data blobs from `first` to `last` will be read soon, and mostly lie one after the other in a pack: if it
+    /// is far away, that part of it is fetched meanwhile. Returns how many bytes, `None` if they do not lie so. Waits for
+    /// what opening the pack takes.
+    pub fn will_read_run(&self, first: &BlobId, last: &BlobId, len: u64) -> Option<u64> {
+        if !self.backend.is_remote() {
+            return Some(0);
+        }
+        // Whoever reads the blobs meets a failure again.
+        let (from, to) = (self.index.locate(first).ok()??, self.index.locate(last).ok()??);
+        if from.pack != to.pack || from.offset > to.offset {
+            return None;
+        }
+        let pack = self.open_pack(from.pack).ok()?;
+        let span = (to.offset - from.offset).saturating_add(to.len);
+        // Where others' blobs lie between them, most of it would be fetched for nothing.
+        self.will_read_span(&pack, &Location { len: span, ..from }, RUN_LEN_MAX.min(len.max(RUN_LEN_MIN)))
+    }
+
+    /// The tree blobs `ids` will be read soon: if they are far away, they are fetched meanwhile, as far as their packs have
+    /// been opened, and what opening takes of the others.
+    pub fn will_read_trees(&self, ids: impl Iterator<Item = BlobId>) {
         if !self.backend.is_remote() {
             return;
         }
-        let (Ok(Some(from)), Ok(Some(to))) = (self.index.locate(first), self.index.locate(last)) else { return };
-        if from.pack != to.pack || from.offset > to.offset {
-            return self.will_read_blob(last);
+        for location in ids.filter_map(|id| self.index.locate(&id).ok().flatten()) {
+            let pack = self.cache.packs.lock().expect("no panic while held").peek(&location.pack).cloned();
+            match pack {
+                None => self.will_open_pack(location.pack, Reuse::Often),
+                Some(_) if self.is_cached(&location, 0, location.len) => {}
+                Some(pack) => _ = self.will_read_span(&pack, &location, RUN_LEN_MAX),
+            }
         }
-        // Whoever reads the blobs meets a failure again.
-        let Ok(pack) = self.open_pack(from.pack) else { return };
-        let len = (to.offset - from.offset).saturating_add(to.len);
-        let Ok(segments) = self.segments_at(from.pack, from.offset, len) else { return };
-        let edge = |segment: u32| u64::from(pack.table.offsets[segment as usize]);
-        let stored = edge(segments.start)..edge(segments.end);
-        if stored.end - stored.start <= RUN_LEN_MAX {
-            self.backend.will_read(pack.name, stored.start, stored.end - stored.start, Reuse::Seldom);
+    }
+
+    /// What is stored of the bytes at `location` will be read soon, and how many bytes are; `None` if more than `len_max`.
+    fn will_read_span(&self, pack: &OpenPack, location: &Location, len_max: u64) -> Option<u64> {
+        let (first, at) = pack.place(location.offset, location.len).ok()?;
+        let end = first + (at + location.len as usize).div_ceil(pack.table.segment_len as usize);
+        let edge = |segment: usize| u64::from(pack.table.offsets[segment]);
+        let len = edge(end) - edge(first);
+        if len > len_max {
+            return None;
         }
+        self.backend.will_read(pack.name, edge(first), len, pack.reuse());
+        Some(len)
     }
 
     fn open_pack_for(&self, number: PackNumber, reuse: Reuse) -> Result<Arc<OpenPack>> {

@@ -32,6 +32,7 @@ use crate::browse::{self, Entry, Event, OwnedNode, Walk};
 use crate::format::content::{Content, Part};
 use crate::format::snapshot::Snapshot;
 use crate::format::tree::{Kind, Node};
+use crate::id::BlobId;
 use crate::progress::Progress;
 use crate::repo::{self, Repository};
 use existing::{Names, Plan, Surplus};
@@ -51,17 +52,21 @@ const BATCH_DIRS: usize = 8;
 const BATCH_LEN: u64 = 4 << 20;
 const BATCH_NODES_LEN: usize = 1 << 20;
 /// Directories and links that wait for batches to finish.
-const DEFERRED_MAX: usize = 128;
+const DEFERRED_MAX: usize = 256;
 /// Deepest directories of the walk that stay open; of those above, one in so many does.
 const OPEN_LEVELS: usize = 64;
 const OPEN_EVERY: usize = 256;
 /// Workers at least, where the repository is far away.
 const WORKERS_FAR: usize = 6;
-/// Jobs that wait for them: with those being done 40 MiB of packs, if nothing in them is compressed.
-const QUEUED_FAR: usize = 4;
-/// Ranges of a large file that are known before the first of them is queued: what opening their packs takes is on its way
-/// meanwhile, so that no pack begins with a round trip that everything waits for.
-const RANGES_AHEAD: usize = 16;
+/// Jobs that wait for them, and bytes of packs that these and those being done may have had fetched: what is near of the
+/// store keeps a little more.
+const QUEUED_FAR: usize = 16;
+const FETCHED_FAR: u64 = 24 << 20;
+/// Bytes of content that are fetched together: a store works for each request, and many batches are small.
+const TOGETHER_LEN: u64 = 8 << 20;
+/// Jobs that are known before the first of them is queued: what opening their packs takes is on its way meanwhile, so that
+/// no pack begins with a round trip that everything waits for.
+const AHEAD_FAR: usize = 16;
 
 /// What happens to files that are there already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -192,24 +197,6 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// A worker will get to `part` soon.
-    fn announce(&self, part: Option<&Part>) {
-        if let Some(Part::Data { id, .. }) = part {
-            self.repo.will_read_blob(id);
-        }
-    }
-
-    /// A worker will get to the parts of `range` soon.
-    fn announce_range(&self, range: &[(u64, Part)]) {
-        let mut ids = range.iter().filter_map(|(_, part)| match part {
-            Part::Data { id, .. } => Some(id),
-            Part::Hole { .. } => None,
-        });
-        if let Some(first) = ids.next() {
-            self.repo.will_read_run(first, ids.next_back().unwrap_or(first));
-        }
-    }
-
     /// Counts and reports what became of an entry with `len` bytes of content.
     fn count(&self, action: Action, len: u64, path: impl FnOnce() -> Vec<u8>) {
         let counts = match action {
@@ -271,7 +258,7 @@ pub fn run(
     let least = if repo.backend().is_remote() { WORKERS_FAR.min(repo.backend().parallel()) } else { 2 };
     let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16).max(least);
     // What waits far away is fetched meanwhile, and must not push out what the workers are at.
-    let queue = Queue::new(if repo.backend().is_remote() { QUEUED_FAR } else { workers + 4 });
+    let queue = Queue::new(if repo.backend().is_remote() { QUEUED_FAR } else { workers + 4 }, FETCHED_FAR);
     let (files, bytes) = std::thread::scope(|scope| {
         let _close = CloseOnDrop(&queue);
         for _ in 0..workers {
@@ -285,7 +272,10 @@ pub fn run(
                 .map_err(|source| repo::Error::System { op: "start a thread", source })?;
         }
         let mut planner = Planner::new(&context, &queue, root, made, root_node);
-        planner.plan(&start.node())?;
+        let planned = planner.plan(&start.node());
+        // Also after a failure: what a job has begun is finished or taken away by it.
+        planner.queue_all();
+        planned?;
         Ok::<_, Error>((planner.files, planner.bytes))
     })?;
     let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
@@ -380,6 +370,20 @@ enum Into {
     Nowhere,
 }
 
+/// Blobs that a job reads, mostly one after the other in a pack.
+struct Run {
+    first: BlobId,
+    last: BlobId,
+    /// Bytes of all.
+    len: u64,
+    /// Bytes that are fetched for it.
+    fetched: u64,
+}
+
+fn data_id(part: &Part) -> Option<BlobId> {
+    if let Part::Data { id, .. } = part { Some(*id) } else { None }
+}
+
 struct Planner<'c> {
     context: &'c Context<'c>,
     queue: &'c Queue<Job>,
@@ -391,6 +395,11 @@ struct Planner<'c> {
     batch_dirs: usize,
     batch_len: u64,
     batch_nodes_len: usize,
+    /// Jobs that are held back, and what they read.
+    ahead: VecDeque<(Job, Option<Run>)>,
+    ahead_max: usize,
+    /// Of these, the first so many, whose blobs are on their way.
+    together: usize,
     deferred: VecDeque<(u64, Waiting)>,
     files: u64,
     bytes: u64,
@@ -423,6 +432,9 @@ impl<'c> Planner<'c> {
             batch_dirs: 0,
             batch_len: 0,
             batch_nodes_len: 0,
+            ahead: VecDeque::new(),
+            ahead_max: if context.repo.backend().is_remote() { AHEAD_FAR } else { 0 },
+            together: 0,
             deferred: VecDeque::new(),
             files: 0,
             bytes: 0,
@@ -451,11 +463,11 @@ impl<'c> Planner<'c> {
         while !self.deferred.is_empty() {
             self.finish_oldest();
         }
-        self.queue.wait_for(self.queue.next_number() - 1);
+        self.wait_for(self.next_number() - 1);
         if self.context.progress.is_cancelled() { Err(repo::Error::Cancelled.into()) } else { Ok(()) }
     }
 
-    fn walk(&mut self, tree: crate::id::BlobId) -> Result<(), Error> {
+    fn walk(&mut self, tree: BlobId) -> Result<(), Error> {
         let mut walk = Walk::new(self.context.repo, tree, b"");
         while let Some(event) = walk.next() {
             if self.context.progress.is_cancelled() {
@@ -669,7 +681,6 @@ impl<'c> Planner<'c> {
     fn hand_out_ranges(&mut self, task: Task) {
         let Some(large) = self.context.begin_large(task) else { return };
         let Kind::File { size, content } = large.node().kind else { unreachable!("only files are large") };
-        let mut ahead = VecDeque::with_capacity(RANGES_AHEAD);
         let mut range = Vec::new();
         let mut range_len = 0;
         for part in browse::parts(self.context.repo, size, content) {
@@ -679,12 +690,8 @@ impl<'c> Planner<'c> {
                     range.push((offset, part));
                     range_len += part.len();
                     if range_len >= RANGE_LEN || range.len() >= RANGE_PARTS {
-                        self.context.announce(Some(&part));
-                        ahead.push_back(std::mem::take(&mut range));
+                        self.hand_in_range(&large, std::mem::take(&mut range));
                         range_len = 0;
-                        if ahead.len() >= RANGES_AHEAD {
-                            self.queue_range(&large, ahead.pop_front());
-                        }
                     }
                 }
                 Err(error) => self.context.fail_large(&large, error),
@@ -696,30 +703,114 @@ impl<'c> Planner<'c> {
         if self.context.progress.is_cancelled() {
             self.context.fail_large(&large, repo::Error::Cancelled);
         }
-        ahead.into_iter().chain([range]).for_each(|range| self.queue_range(&large, Some(range)));
+        self.hand_in_range(&large, range);
         self.context.release(&large);
     }
 
-    fn queue_range(&self, large: &Arc<Large>, range: Option<Vec<(u64, Part)>>) {
-        if let Some(range) = range.filter(|range| !range.is_empty()) {
-            self.context.announce_range(&range);
-            self.queue.push(large.range(range));
+    fn hand_in_range(&mut self, large: &Arc<Large>, range: Vec<(u64, Part)>) {
+        let id = |part: Option<&(u64, Part)>| part.and_then(|(_, part)| data_id(part));
+        if let (Some(first), Some(last)) = (id(range.first()), id(range.last())) {
+            let len = range.iter().map(|(_, part)| part.len()).sum();
+            self.hand_in(large.range(range), Some(Run { first, last, len, fetched: 0 }));
         }
+    }
+
+    /// Hands in a job that reads `run`: at once, or behind those that are held back.
+    fn hand_in(&mut self, job: Job, run: Option<Run>) {
+        if let Some(run) = &run {
+            self.context.repo.will_read_blob(&run.last);
+        }
+        self.ahead.push_back((job, run));
+        while self.ahead.len() > self.ahead_max {
+            self.queue_oldest();
+        }
+    }
+
+    /// Hands the first of the jobs that are held back to the workers.
+    fn queue_oldest(&mut self) {
+        if self.together == 0 {
+            self.fetch_ahead();
+        }
+        let Some((job, run)) = self.ahead.pop_front() else { return };
+        self.together = self.together.saturating_sub(1);
+        self.queue.push(job, run.map_or(0, |run| run.fetched));
+    }
+
+    /// Lets be fetched what the next jobs read, as many as have it in one place.
+    fn fetch_ahead(&mut self) {
+        let mut len = 0;
+        let fits = |(_, run): &&(Job, Option<Run>)| {
+            len += run.as_ref().map_or(0, |run| run.len);
+            len <= TOGETHER_LEN
+        };
+        let count = self.ahead.iter().take_while(fits).count().max(1);
+        for count in (1..=count.min(self.ahead.len())).rev() {
+            let mut runs = self.ahead.iter_mut().take(count).filter_map(|(_, run)| run.as_mut());
+            let Some(first) = runs.next() else { continue };
+            let (mut last, mut len) = (first.last, first.len);
+            for run in runs {
+                (last, len) = (run.last, len + run.len);
+            }
+            if let Some(fetched) = self.context.repo.will_read_run(&first.first, &last, len) {
+                let runs = self.ahead.iter_mut().take(count).filter_map(|(_, run)| run.as_mut());
+                runs.for_each(|run| run.fetched = fetched / count as u64);
+                self.together = count;
+                return;
+            }
+        }
+    }
+
+    fn queue_all(&mut self) {
+        while !self.ahead.is_empty() {
+            self.queue_oldest();
+        }
+    }
+
+    /// Number that the next job will have.
+    fn next_number(&self) -> u64 {
+        self.queue.next_number() + self.ahead.len() as u64
+    }
+
+    /// Waits until every job up to `number` is finished.
+    fn wait_for(&mut self, number: u64) {
+        while self.queue.next_number() <= number {
+            self.queue_oldest();
+        }
+        self.queue.wait_for(number);
+    }
+
+    /// What the batch reads, as far as its nodes tell.
+    fn run_of_batch(&self) -> Option<Run> {
+        let parts = |task: &Task| {
+            let node = task.node.node();
+            let Kind::File { size, content } = node.kind else { return None };
+            // The parts of a long list would have to be fetched themselves.
+            if matches!(content, Content::List { .. }) {
+                return None;
+            }
+            let mut ids = browse::parts(self.context.repo, size, content).filter_map(|part| data_id(&part.ok()?.1));
+            let first = ids.next()?;
+            Some((first, ids.last().unwrap_or(first)))
+        };
+        let (first, mut last) = self.batch.iter().find_map(parts)?;
+        if let Some((_, other)) = self.batch.iter().rev().find_map(parts) {
+            last = other;
+        }
+        Some(Run { first, last, len: self.batch_len, fetched: 0 })
+    }
+
+    fn hand_in_batch(&mut self) {
+        let run = if self.ahead_max > 0 { self.run_of_batch() } else { None };
+        let batch = std::mem::take(&mut self.batch);
+        (self.batch_dirs, self.batch_len, self.batch_nodes_len) = (0, 0, 0);
+        self.hand_in(Job::Batch(batch), run);
     }
 
     /// Hands the batch to the workers.
     fn flush(&mut self) {
-        if let Some(last) = self.batch.last() {
-            // The parts of a long list would have to be fetched themselves.
-            if let Kind::File { size, content } = last.node.node().kind
-                && !matches!(content, Content::List { .. })
-            {
-                let first = browse::parts(self.context.repo, size, content).next();
-                self.context.announce(first.and_then(Result::ok).as_ref().map(|(_, part)| part));
-            }
-            self.queue.push(Job::Batch(std::mem::take(&mut self.batch)));
+        if !self.batch.is_empty() {
+            self.hand_in_batch();
         }
-        (self.batch_dirs, self.batch_len, self.batch_nodes_len) = (0, 0, 0);
         while let Some((needs, _)) = self.deferred.front()
             && self.queue.is_finished(*needs)
         {
@@ -730,7 +821,7 @@ impl<'c> Planner<'c> {
     /// Puts off what must come after every entry handed out so far.
     fn defer(&mut self, waiting: Waiting) {
         // The batch at hand will have the next number.
-        let needs = self.queue.next_number() - u64::from(self.batch.is_empty());
+        let needs = self.next_number() - u64::from(self.batch.is_empty());
         self.deferred.push_back((needs, waiting));
         while self.deferred.len() > DEFERRED_MAX {
             self.finish_oldest();
@@ -739,11 +830,10 @@ impl<'c> Planner<'c> {
 
     fn finish_oldest(&mut self) {
         let Some((needs, waiting)) = self.deferred.pop_front() else { return };
-        if needs >= self.queue.next_number() {
-            self.queue.push(Job::Batch(std::mem::take(&mut self.batch)));
-            (self.batch_dirs, self.batch_len, self.batch_nodes_len) = (0, 0, 0);
+        if needs >= self.next_number() {
+            self.hand_in_batch();
         }
-        self.queue.wait_for(needs);
+        self.wait_for(needs);
         if self.context.progress.is_cancelled() {
             return;
         }

@@ -1,12 +1,17 @@
 //! Jobs handed from one planner to many workers, few at a time, numbered so that the planner can wait for all up to one.
+//!
+//! A job has a weight: what is fetched for it while it waits. Jobs that are not finished weigh no more than a fixed sum,
+//! but a single one may be as heavy as it likes.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
 struct State<J> {
     waiting: VecDeque<(u64, J)>,
-    /// Numbers of jobs that are waiting or being worked on.
-    unfinished: BTreeSet<u64>,
+    /// Numbers and weights of jobs that are waiting or being worked on.
+    unfinished: BTreeMap<u64, u64>,
+    /// Sum of these.
+    weight: u64,
     /// Number of the last job handed in; the first is 1.
     last: u64,
     closed: bool,
@@ -16,6 +21,7 @@ struct State<J> {
 pub(super) struct Queue<J> {
     state: Mutex<State<J>>,
     waiting_max: usize,
+    weight_max: u64,
     arrived: Condvar,
     taken: Condvar,
     finished: Condvar,
@@ -28,10 +34,17 @@ pub(super) struct Taken<'q, J> {
 }
 
 impl<J> Queue<J> {
-    pub(super) fn new(waiting_max: usize) -> Self {
-        let state = State { waiting: VecDeque::new(), unfinished: BTreeSet::new(), last: 0, closed: false };
+    pub(super) fn new(waiting_max: usize, weight_max: u64) -> Self {
+        let state = State { waiting: VecDeque::new(), unfinished: BTreeMap::new(), weight: 0, last: 0, closed: false };
         let state = Mutex::new(state);
-        Self { state, waiting_max, arrived: Condvar::new(), taken: Condvar::new(), finished: Condvar::new() }
+        Self {
+            state,
+            waiting_max,
+            weight_max,
+            arrived: Condvar::new(),
+            taken: Condvar::new(),
+            finished: Condvar::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<J>> {
@@ -44,14 +57,17 @@ impl<J> Queue<J> {
     }
 
     /// Hands in a job; waits for room.
-    pub(super) fn push(&self, job: J) {
+    pub(super) fn push(&self, job: J, weight: u64) {
         let mut state = self.lock();
-        while state.waiting.len() >= self.waiting_max {
+        while state.waiting.len() >= self.waiting_max
+            || state.weight > 0 && state.weight.saturating_add(weight) > self.weight_max
+        {
             state = self.taken.wait(state).expect("no panic while held");
         }
         state.last += 1;
         let number = state.last;
-        state.unfinished.insert(number);
+        state.unfinished.insert(number, weight);
+        state.weight = state.weight.saturating_add(weight);
         state.waiting.push_back((number, job));
         self.arrived.notify_one();
     }
@@ -74,13 +90,13 @@ impl<J> Queue<J> {
     /// Whether every job up to `number` was handed in and is finished.
     pub(super) fn is_finished(&self, number: u64) -> bool {
         let state = self.lock();
-        number <= state.last && state.unfinished.first().is_none_or(|first| *first > number)
+        number <= state.last && state.unfinished.first_key_value().is_none_or(|(first, _)| *first > number)
     }
 
     /// Waits until every job up to `number`, which must have been handed in, is finished.
     pub(super) fn wait_for(&self, number: u64) {
         let mut state = self.lock();
-        while state.unfinished.first().is_some_and(|first| *first <= number) {
+        while state.unfinished.first_key_value().is_some_and(|(first, _)| *first <= number) {
             state = self.finished.wait(state).expect("no panic while held");
         }
     }
@@ -94,8 +110,14 @@ impl<J> Queue<J> {
 
 impl<J> Drop for Taken<'_, J> {
     fn drop(&mut self) {
-        self.queue.lock().unfinished.remove(&self.number);
+        let mut state = self.queue.lock();
+        let weight = state.unfinished.remove(&self.number).unwrap_or(0);
+        state.weight -= weight;
+        drop(state);
         self.queue.finished.notify_all();
+        if weight > 0 {
+            self.queue.taken.notify_one();
+        }
     }
 }
 
@@ -105,9 +127,9 @@ mod tests {
 
     #[test]
     fn waiting_for_a_number_waits_for_slower_jobs_before_it() {
-        let queue = Queue::new(8);
-        queue.push("slow");
-        queue.push("fast");
+        let queue = Queue::new(8, 0);
+        queue.push("slow", 0);
+        queue.push("fast", 0);
         let (slow, job) = queue.take().unwrap();
         assert_eq!(job, "slow");
         drop(queue.take().unwrap().0);
@@ -122,8 +144,30 @@ mod tests {
     }
 
     #[test]
+    fn jobs_that_are_heavy_together_wait_for_each_other_and_one_that_is_alone_does_not() {
+        let queue = Queue::new(8, 10);
+        let done = std::sync::atomic::AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            let worker = || {
+                while let Some((_taken, weight)) = queue.take() {
+                    let under_way = queue.lock().weight;
+                    assert!(under_way <= 10 || under_way == 20 && weight == 20, "{under_way}");
+                    done.fetch_add(weight, std::sync::atomic::Ordering::Relaxed);
+                }
+            };
+            (0..3).for_each(|_| drop(scope.spawn(worker)));
+            for weight in [4, 6, 20, 5, 0, 6, 4, 1] {
+                queue.push(weight, weight);
+            }
+            queue.wait_for(8);
+            assert_eq!(done.load(std::sync::atomic::Ordering::Relaxed), 46);
+            queue.close();
+        });
+    }
+
+    #[test]
     fn jobs_of_many_workers_are_all_done_once_waited_for() {
-        let queue = Queue::new(2);
+        let queue = Queue::new(2, 0);
         let done = std::sync::atomic::AtomicU64::new(0);
         std::thread::scope(|scope| {
             for _ in 0..3 {
@@ -133,7 +177,7 @@ mod tests {
                     }
                 });
             }
-            (1..=100).for_each(|add| queue.push(add));
+            (1..=100).for_each(|add| queue.push(add, 0));
             queue.wait_for(100);
             assert_eq!(done.load(std::sync::atomic::Ordering::Relaxed), 5050);
             queue.close();
