@@ -579,9 +579,9 @@ impl Filesystem for Adapter {
                 if buffer.len() < len {
                     buffer.resize(len, 0);
                 }
-                let len = vfs.read(number.0, offset, &mut buffer[..len], wait)?;
-                shared.stats.read(len);
-                reply.take().into_iter().for_each(|reply| reply.data(&buffer[..len]));
+                let bytes = vfs.read_bytes(number.0, offset, &mut buffer[..len], wait)?;
+                shared.stats.read(bytes.len());
+                reply.take().into_iter().for_each(|reply| reply.data(bytes));
                 Ok(())
             })
         });

@@ -18,7 +18,8 @@ pub use prefill::{Prefill, Take};
 pub use template::{PATH_TEMPLATES, TIME_TEMPLATE, TemplateError, Templates};
 
 use std::collections::{HashMap, HashSet, hash_map};
-use std::sync::{Arc, Mutex, RwLock};
+use std::ops::Range;
+use std::sync::{Arc, LazyLock, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::format::codec::DecodeError;
@@ -222,6 +223,8 @@ const LIST_CACHE_LEN: usize = 32 << 20;
 const FILE_CACHE_LEN: usize = 8 << 20;
 const SPOT_CACHE_LEN: usize = 8 << 20;
 const PAGE_LEN: u64 = 4096;
+/// Never written, so that the system backs all of it by its one page of zeros.
+static ZEROS: LazyLock<Box<[u8]>> = LazyLock::new(|| vec![0; 1 << 20].into());
 
 /// The file system.
 pub struct Vfs {
@@ -622,12 +625,44 @@ impl Vfs {
     pub fn read(&self, number: u64, offset: u64, out: &mut [u8], wait: Wait) -> Result<usize> {
         let file = self.file(number, wait)?;
         let len = self.read_file(&file, offset, out, wait)?;
+        self.has_read(number, &file, offset, len);
+        Ok(len)
+    }
+
+    /// As [`Vfs::read`], and returns the bytes. Those of a hole are not written to `out`: all of them are one page of memory,
+    /// which is read as fast as memory can be.
+    pub fn read_bytes<'o>(&self, number: u64, offset: u64, out: &'o mut [u8], wait: Wait) -> Result<&'o [u8]> {
+        let file = self.file(number, wait)?;
+        let len = file.size.saturating_sub(offset).min(out.len() as u64) as usize;
+        if len <= ZEROS.len() && self.is_hole(&file, offset..offset + len as u64, wait)? {
+            self.has_read(number, &file, offset, len);
+            return Ok(&ZEROS[..len]);
+        }
+        let len = self.read_file(&file, offset, out, wait)?;
+        self.has_read(number, &file, offset, len);
+        Ok(&out[..len])
+    }
+
+    /// Whether nothing is stored of the range, which is not beyond the end.
+    fn is_hole(&self, file: &File, range: Range<u64>, wait: Wait) -> Result<bool> {
+        let mut at = range.start;
+        while file.inline().is_none() && at < range.end {
+            let extent = self.lists.extent_at(&self.repo, file, at, wait)?;
+            if extent.blob.is_some() {
+                return Ok(false);
+            }
+            at = extent.end;
+        }
+        Ok(at > range.start)
+    }
+
+    /// Lets be decoded what follows after a read.
+    fn has_read(&self, number: u64, file: &Arc<File>, offset: u64, len: usize) {
         match file.single_blob() {
             _ if file.inline().is_some() => {}
             Some(id) => self.ahead.after_blob(&id, offset, len),
-            None => self.ahead.after_file(number, &file, &self.lists, offset..offset + len as u64),
+            None => self.ahead.after_file(number, file, &self.lists, offset..offset + len as u64),
         }
-        Ok(len)
     }
 
     /// As [`Vfs::read`], but nothing is decoded ahead: whoever reads here is no reader that goes on.
