@@ -85,7 +85,7 @@ type Result<T> = std::result::Result<T, Failed>;
 /// Whether several workers share the writing of `node`.
 pub(super) fn is_large(node: &Node<'_>) -> bool {
     matches!(node.kind, Kind::File { size, content: Content::Parts { .. } | Content::List { .. } }
-        if size > super::RANGE_LEN)
+        if size > super::planner::RANGE_LEN)
 }
 
 /// Whether the content has runs that are not written, so that the length must be set.

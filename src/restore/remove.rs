@@ -12,7 +12,8 @@ use rustix::io::Errno;
 
 use super::existing::{Names, is_empty, stat, type_of};
 use super::place::{Dir, Place, open_directory, open_directory_here};
-use super::{Action, Context, OPEN_EVERY, OPEN_LEVELS, Select};
+use super::planner::{OPEN_EVERY, OPEN_LEVELS};
+use super::{Action, Context, Select};
 
 /// What may be removed, and whether it is.
 pub(super) struct Removal<'r> {

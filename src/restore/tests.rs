@@ -6,8 +6,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::Path;
 
 use super::*;
+use crate::browse::OwnedNode;
 use crate::browse::sample::*;
-use crate::format::tree::{Metadata, Time, Xattrs};
+use crate::format::content::{Content, Part};
+use crate::format::tree::{Metadata, Node, Time, Xattrs};
 use crate::id::BlobKind;
 
 struct Outcome {
