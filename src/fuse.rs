@@ -34,7 +34,7 @@ use crate::format::tree::Time;
 use crate::pool::{Pool, Urgency, cores};
 use crate::vfs::{self, Attr, FileKind, Prefill, Seek, Vfs, Wait};
 use awake::{Awake, Pace};
-use mount::MountPoint;
+use mount::{Allowed, MountPoint};
 use stats::{Kind, STATS_XATTR, Stats};
 
 /// For what never changes.
@@ -58,8 +58,8 @@ const PREFILLS_MAX: usize = 32;
 pub struct Options {
     /// What `mount` and `df` show as the device.
     pub source: String,
-    /// Other users may enter; file permissions and ACLs decide.
-    pub allow_other: bool,
+    /// What the mount allows.
+    pub allowed: Allowed,
     /// How long to watch for the next request before sleeping; zero for not at all.
     pub poll: Duration,
     /// Extended attributes and ACLs are shown. If not, the kernel stops asking for them, which it does three times for
@@ -79,7 +79,7 @@ pub struct Mounted {
 
 /// Mounts `vfs` on `directory`. Requests are served when this returns.
 pub fn mount(vfs: Arc<Vfs>, directory: &Path, options: Options) -> mount::Result<Mounted> {
-    let (fd, point) = mount::attach(directory, &options.source, options.allow_other)?;
+    let (fd, point) = mount::attach(directory, &options.source, options.allowed)?;
     let failed = |op: &'static str| {
         let point = point.clone();
         move |source: io::Error| {
@@ -109,7 +109,7 @@ pub fn mount(vfs: Arc<Vfs>, directory: &Path, options: Options) -> mount::Result
         prefill,
         watch: watch.clone(),
         remote: options.remote,
-        allow_other: options.allow_other,
+        allow_other: options.allowed.others,
         xattrs: options.xattrs,
         no_open: false,
         no_opendir: false,

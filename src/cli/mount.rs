@@ -21,6 +21,7 @@ use super::exit::Exit;
 use super::{Global, SnapshotFilter, output, store};
 use crate::browse;
 use crate::format::snapshot::Snapshot;
+use crate::fuse::mount::Allowed;
 use crate::fuse::stats::STATS_XATTR;
 use crate::fuse::{self, Mounted, POLL_DEFAULT};
 use crate::repo::Repository;
@@ -40,6 +41,9 @@ pub struct Args {
     /// Let other users in, as far as the permissions and ACLs of the files allow
     #[arg(long)]
     allow_other: bool,
+    /// Let no program on it be run
+    #[arg(long)]
+    no_exec: bool,
     /// Show everything as owned by root
     #[arg(long)]
     owner_root: bool,
@@ -153,7 +157,7 @@ fn mount(
     let journal = Journal { in_background, last: Mutex::default() };
     let options = fuse::Options {
         source: format!("bygone:{}", repo.location()),
-        allow_other: args.allow_other,
+        allowed: Allowed { others: args.allow_other, exec: !args.no_exec },
         poll: Duration::from_micros(args.poll_us),
         xattrs: !args.no_xattrs,
         remote: repo.backend().is_remote(),
@@ -311,12 +315,13 @@ impl Background {
 }
 
 /// Options of `mount -o` that become options of the command, and whether they have a value. mount.bygone(8) has them all.
-pub const HELPER_OPTIONS: [(&str, bool); 15] = [
+pub const HELPER_OPTIONS: [(&str, bool); 16] = [
     ("password_file", true),
     ("password_command", true),
     ("cache_dir", true),
     ("no_cache", false),
     ("allow_other", false),
+    ("noexec", false),
     ("owner_root", false),
     ("path_template", true),
     ("time_template", true),
@@ -389,6 +394,7 @@ pub fn arguments(given: Vec<OsString>) -> Result<Vec<OsString>> {
                 let dashed = [format!("--{}=", name.replace('_', "-")).as_bytes(), value].concat();
                 arguments.push(OsString::from_vec(dashed));
             }
+            (Some(_), None) if name == "noexec" => arguments.push("--no-exec".into()),
             (Some(_), None) => arguments.push(format!("--{}", name.replace('_', "-")).into()),
             (None, Some(value)) if name == "snapshot" => snapshot = Some(OsString::from_vec(value.to_vec())),
             (None, _) if name.starts_with("x-") || name == "comment" || HELPER_IGNORED.contains(&name) => {}
@@ -429,7 +435,7 @@ mod tests {
     #[test]
     fn a_line_of_fstab_becomes_a_command() {
         let options =
-            "rw,noauto,x-systemd.automount,_netdev,password_file=/etc/a\\,b=c,allow_other,snapshot=latest:/etc";
+            "rw,noauto,x-systemd.automount,_netdev,password_file=/etc/a\\,b=c,allow_other,noexec,snapshot=latest:/etc";
         let line = ["/sbin/mount.bygone", "/srv/b", "/mnt", "-n", "-o", options, "-t", "bygone"];
         let expected = [
             "bygone",
@@ -438,6 +444,7 @@ mod tests {
             "/srv/b",
             "--password-file=/etc/a,b=c",
             "--allow-other",
+            "--no-exec",
             "--",
             "latest:/etc",
             "/mnt",
@@ -448,7 +455,7 @@ mod tests {
 
     #[test]
     fn an_option_that_would_be_ignored_is_refused() {
-        for options in ["noexec", "password_file", "allow_other=1", "dev"] {
+        for options in ["noexec=1", "password_file", "allow_other=1", "dev"] {
             assert!(translate(&["mount.bygone", "/srv/b", "/mnt", "-o", options]).is_err(), "{options}");
         }
         assert!(translate(&["mount.bygone", "/srv/b"]).is_err());

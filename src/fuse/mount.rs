@@ -98,9 +98,18 @@ pub struct MountPoint {
     device: String,
 }
 
+/// What a mount allows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// Other users may enter; file permissions and ACLs decide.
+    pub others: bool,
+    /// Programs on it may be run.
+    pub exec: bool,
+}
+
 /// Mounts a new FUSE connection on `directory`, read-only; returns the connection. `source` is what `mount` and `df`
 /// show as the device.
-pub fn attach(directory: &Path, source: &str, allow_other: bool) -> Result<(OwnedFd, MountPoint)> {
+pub fn attach(directory: &Path, source: &str, allowed: Allowed) -> Result<(OwnedFd, MountPoint)> {
     let system = |op| move |source| Error::System { op, path: directory.to_owned(), source };
     let path = fs::canonicalize(directory).map_err(system("find"))?;
     if device_at(&path).map_err(system("look for mounts at"))?.is_some() {
@@ -122,10 +131,10 @@ pub fn attach(directory: &Path, source: &str, allow_other: bool) -> Result<(Owne
     if !device.metadata().is_ok_and(|metadata| metadata.file_type().is_char_device()) {
         return Err(Error::NoDevice);
     }
-    let fd = match attach_directly(&device, &path, metadata.permissions().mode(), source, allow_other) {
+    let fd = match attach_directly(&device, &path, metadata.permissions().mode(), source, allowed) {
         Ok(()) => OwnedFd::from(device),
         Err(Errno::PERM) if rustix::process::geteuid().is_root() => return Err(Error::NotPermitted(path)),
-        Err(Errno::PERM) => attach_by_program(&path, source, allow_other)?,
+        Err(Errno::PERM) => attach_by_program(&path, source, allowed)?,
         Err(Errno::NODEV) => return Err(Error::NoDevice),
         Err(errno) => return Err(system("mount on")(errno.into())),
     };
@@ -138,24 +147,26 @@ fn attach_directly(
     path: &Path,
     mode: u32,
     source: &str,
-    allow_other: bool,
+    allowed: Allowed,
 ) -> std::result::Result<(), Errno> {
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    let others = if allow_other { ",allow_other" } else { "" };
+    let others = if allowed.others { ",allow_other" } else { "" };
     let options =
         format!("fd={},rootmode={mode:o},user_id={uid},group_id={gid},default_permissions{others}", device.as_raw_fd());
     let options = CString::new(options).expect("numbers and words");
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    let mut flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    flags.set(MountFlags::NOEXEC, !allowed.exec);
     rustix::mount::mount(source, path, FILE_SYSTEM, flags, options.as_c_str())
 }
 
 /// Lets the set-uid program mount; it hands the connection over through a socket.
-fn attach_by_program(path: &Path, source: &str, allow_other: bool) -> Result<OwnedFd> {
+fn attach_by_program(path: &Path, source: &str, allowed: Allowed) -> Result<OwnedFd> {
     let system = |source| Error::System { op: "talk to", path: FUSERMOUNT.into(), source };
     let escaped: String =
         source.chars().flat_map(|c| matches!(c, ',' | '\\').then_some('\\').into_iter().chain([c])).collect();
-    let others = if allow_other { ",allow_other" } else { "" };
-    let options = format!("ro,nosuid,nodev,noatime,default_permissions,subtype=bygone,fsname={escaped}{others}");
+    let others = if allowed.others { ",allow_other" } else { "" };
+    let exec = if allowed.exec { "" } else { ",noexec" };
+    let options = format!("ro,nosuid,nodev,noatime,default_permissions,subtype=bygone,fsname={escaped}{others}{exec}");
     let (ours, theirs) = UnixStream::pair().map_err(system)?;
     rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).map_err(|errno| system(errno.into()))?;
     let child = Command::new(FUSERMOUNT)

@@ -30,6 +30,21 @@ fn names(dir: &std::path::Path) -> Vec<String> {
 }
 
 #[test]
+fn programs_on_the_mount_are_run_unless_that_was_ruled_out() {
+    needs_fuse!();
+    let sandbox = Sandbox::new();
+    let script = sandbox.write("script", "#!/bin/sh\necho it runs\n");
+    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    sandbox.backup();
+    let mount = sandbox.mount("with");
+    assert_eq!(Command::new(mount.latest().join("script")).output().unwrap().stdout, b"it runs\n");
+    let mount = sandbox.mount_with("without", args!["--no-exec"]);
+    let error = Command::new(mount.latest().join("script")).output().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+    assert_eq!(fs::read(mount.latest().join("script")).unwrap(), fs::read(script).unwrap());
+}
+
+#[test]
 fn snapshots_are_found_by_id_time_host_and_tag() {
     needs_fuse!();
     let sandbox = with_snapshots();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bygone::backend::mem::Memory;
 use bygone::backend::{Backend, Listed, ObjectKind, ObjectName, Result};
+use bygone::fuse::mount::Allowed;
 use bygone::fuse::{self, POLL_DEFAULT};
 use bygone::id::ObjectId;
 use bygone::progress::Progress;
@@ -97,7 +98,7 @@ fn mount(store: &Arc<Gated>, snapshot: ObjectId, path: &Path, on: &Path) -> Moun
     let vfs = Vfs::new(repo, vfs::Options::new(View::Subtree { snapshot, path })).unwrap();
     let options = fuse::Options {
         source: "bygone:gated".to_owned(),
-        allow_other: false,
+        allowed: Allowed { others: false, exec: true },
         poll: POLL_DEFAULT,
         xattrs: true,
         remote: true,

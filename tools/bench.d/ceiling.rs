@@ -17,6 +17,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
 use bygone::fuse::POLL_DEFAULT;
+use bygone::fuse::mount::Allowed;
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
     OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen, ReplyXattr, Request,
@@ -215,7 +216,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let mut ceiling = Ceiling { nodes: Vec::new(), pass: kind == "pass", device: &DEVICE };
     ceiling.add(Path::new(source))?;
-    let (fd, point) = bygone::fuse::mount::attach(Path::new(directory), "ceiling", false)?;
+    let (fd, point) =
+        bygone::fuse::mount::attach(Path::new(directory), "ceiling", Allowed { others: false, exec: true })?;
     let mut config = Config::default();
     config.n_threads = Some(1);
     let session = Session::from_fd(ceiling, fd, SessionACL::All, config)?;
