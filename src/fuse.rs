@@ -658,8 +658,7 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, _: &Request, number: INodeNo, room: u32, reply: ReplyXattr) {
-        // What is named can still be asked for, such as a file's hash.
-        if !self.xattrs || !self.shared.vfs.may_have_xattrs() {
+        if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
         self.serve(Kind::Xattr, number, reply, move |vfs, wait, reply: &mut Option<ReplyXattr>| {

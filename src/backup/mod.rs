@@ -221,7 +221,6 @@ pub fn run(repo: &Arc<Repository>, options: Options, progress: &Arc<Progress>) -
         program: concat!("bygone ", env!("CARGO_PKG_VERSION")).to_owned(),
         users: committer.users.names(host::user_names()),
         groups: committer.groups.names(host::group_names()),
-        no_xattrs: !committer.has_xattrs,
         ..Snapshot::of_root(&root.node())
     };
     let (mut summary, stats) = committer.finish()?;
@@ -373,8 +372,6 @@ struct Committer {
     root: Option<OwnedNode>,
     /// Entries that the snapshot may still take.
     entries_left: u64,
-    /// An entry has extended attributes.
-    has_xattrs: bool,
 }
 
 impl Committer {
@@ -395,7 +392,6 @@ impl Committer {
             groups: Owners::default(),
             root: None,
             entries_left: ENTRIES_MAX,
-            has_xattrs: false,
         }
     }
 
@@ -713,7 +709,6 @@ impl Committer {
             return Err(repo::Error::Clash { object, what });
         };
         self.entries_left = left;
-        self.has_xattrs |= !node.xattrs.is_empty();
         let was_full = directory.is_full();
         if !directory.push(node, &mut |leaf| self.store_plain(BlobKind::Tree, leaf))? && !was_full {
             let from = String::from_utf8_lossy(node.name);
@@ -741,7 +736,6 @@ impl Committer {
         let node = Node { name: &entered.name, metadata: entered.metadata, kind, xattrs: Xattrs::new(&entered.xattrs) };
         if self.directories.is_empty() {
             self.owners(&entered.metadata);
-            self.has_xattrs |= !node.xattrs.is_empty();
             self.root = Some(OwnedNode::of(&Node { name: b"", ..node }));
             return Ok(());
         }

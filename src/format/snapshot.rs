@@ -43,8 +43,6 @@ pub struct Snapshot {
     pub users: Vec<(u32, String)>,
     /// Group names of the gids in the tree, sorted by number.
     pub groups: Vec<(u32, String)>,
-    /// Whether it is known that no entry has an extended attribute or ACL, so that a mount need not be asked for them.
-    pub no_xattrs: bool,
     /// Fields that only later versions know, as stored.
     pub(crate) unknown: Vec<(u64, Vec<u8>)>,
     /// Counts that later versions append to those of [`Summary`], as stored.
@@ -118,10 +116,9 @@ const PROGRAM: u64 = 19;
 const SUMMARY: u64 = 21;
 const USER_NAME: u64 = 23;
 const GROUP_NAME: u64 = 25;
-const NO_XATTRS: u64 = 27;
 
 /// Fields that may not repeat.
-const ONCE: [u64; 10] = [TIME, HOST, USER, ROOT, PARENT, PREVIOUS, ORIGINAL, PROGRAM, SUMMARY, NO_XATTRS];
+const ONCE: [u64; 9] = [TIME, HOST, USER, ROOT, PARENT, PREVIOUS, ORIGINAL, PROGRAM, SUMMARY];
 
 const TEXT_LEN_MAX: usize = 64 << 10;
 
@@ -179,9 +176,6 @@ impl Snapshot {
                 field(tag, &value);
             }
         }
-        if self.no_xattrs {
-            fields.push((NO_XATTRS, Vec::new()));
-        }
         // Stable: what repeats keeps its order.
         fields.sort_by_key(|(tag, _)| *tag);
         let mut out = Vec::new();
@@ -235,7 +229,6 @@ impl Snapshot {
                 }
                 USER_NAME => snapshot.users.push((value.varint_u32("uid")?, text(&mut value)?)),
                 GROUP_NAME => snapshot.groups.push((value.varint_u32("gid")?, text(&mut value)?)),
-                NO_XATTRS => snapshot.no_xattrs = true,
                 unknown => {
                     fields.unknown(unknown)?;
                     snapshot.unknown.push((unknown, value.take(value.remaining(), "snapshot field")?.to_vec()));
@@ -280,7 +273,6 @@ mod tests {
             summary: Summary { files_new: 3, duration_ms: 1 << 40, ..Summary::default() },
             users: vec![(0, "root".into())],
             groups: vec![(0, "root".into()), (7, "lp".into())],
-            no_xattrs: true,
             ..Snapshot::default()
         };
         let kind = Kind::Directory { tree: BlobId([3; BLOB_ID_LEN]), entries: 9 };
@@ -330,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_field_that_may_come_once_does_not_come_twice() {
-        for tag in [TIME, HOST, USER, ROOT, PARENT, PREVIOUS, PROGRAM, SUMMARY, NO_XATTRS] {
+        for tag in [TIME, HOST, USER, ROOT, PARENT, PREVIOUS, PROGRAM, SUMMARY] {
             let twice = with_field(tag, |value| vec![value.to_vec(), value.to_vec()]);
             assert!(Snapshot::decode(&twice).is_err(), "{tag}");
         }
@@ -340,7 +332,7 @@ mod tests {
 
     #[test]
     fn bytes_left_over_in_a_field_are_refused() {
-        for tag in [TIME, ROOT, PARENT, PREVIOUS, NO_XATTRS] {
+        for tag in [TIME, ROOT, PARENT, PREVIOUS] {
             let longer = with_field(tag, |value| vec![[value, &[0]].concat()]);
             assert!(Snapshot::decode(&longer).is_err(), "{tag}");
         }

@@ -242,8 +242,6 @@ pub struct Vfs {
     links: Mutex<HashMap<u64, Link>>,
     /// The root, if it is a directory of a snapshot.
     root: Option<NodeAt>,
-    /// Whether an inode may have extended attributes, now or later.
-    may_have_xattrs: bool,
 }
 
 #[derive(Default)]
@@ -320,26 +318,12 @@ impl Vfs {
             state: RwLock::default(),
             known: Mutex::default(),
             root: None,
-            may_have_xattrs: true,
             repo,
             options,
         };
-        if let View::Subtree { snapshot: id, path } = &vfs.options.view {
-            let snapshot = vfs.repo.snapshot(id)?;
-            let instance = inode::instance(b"", id, |_| false);
-            vfs.state.write().expect("no panic while held").roots.insert(instance, root_record(&snapshot));
-            vfs.may_have_xattrs = !snapshot.no_xattrs;
-            vfs.root = Some(vfs.find_root(instance, path)?);
-        } else {
-            vfs.reload(&mut vfs.known.lock().expect("no panic while held"))?;
-        }
+        vfs.reload(&mut vfs.known.lock().expect("no panic while held"))?;
+        vfs.root = vfs.find_root()?;
         Ok(vfs)
-    }
-
-    /// Whether an inode may have extended attributes, other than the one that tells a hash; not in a snapshot that is known
-    /// to have none.
-    pub fn may_have_xattrs(&self) -> bool {
-        self.may_have_xattrs
     }
 
     /// What reading from the repository has cost so far.
@@ -376,7 +360,13 @@ impl Vfs {
     }
 
     fn reload(&self, known: &mut Known) -> Result<()> {
-        let View::Snapshots(templates) = &self.options.view else { return Ok(()) };
+        if let View::Subtree { snapshot: id, .. } = &self.options.view {
+            let record = root_record(&self.repo.snapshot(id)?);
+            let instance = inode::instance(b"", id, |_| false);
+            self.state.write().expect("no panic while held").roots.insert(instance, record);
+            return Ok(());
+        }
+        let View::Snapshots(templates) = &self.options.view else { unreachable!("the other view is done") };
         let ids = self.repo.snapshot_ids()?;
         let unknown: Vec<_> = ids.iter().filter(|id| !known.snapshots.contains_key(id)).copied().collect();
         let new = self.repo.read_snapshots(&unknown)?;
@@ -407,15 +397,15 @@ impl Vfs {
         Ok(())
     }
 
-    /// The directory at `path` of a snapshot.
-    fn find_root(&self, instance: u32, path: &[Vec<u8>]) -> Result<NodeAt> {
-        let mut at = NodeAt { instance, rank: 0 };
+    fn find_root(&self) -> Result<Option<NodeAt>> {
+        let View::Subtree { snapshot, path } = &self.options.view else { return Ok(None) };
+        let mut at = NodeAt { instance: inode::instance(b"", snapshot, |_| false), rank: 0 };
         for name in path {
             let spot = self.spot(at, Wait::Yes)?;
             at = self.child(&spot, name, Wait::Yes)?.at;
         }
         self.spot(at, Wait::Yes)?;
-        Ok(at)
+        Ok(Some(at))
     }
 
     fn layout(&self) -> Arc<Layout> {

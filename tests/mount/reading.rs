@@ -202,39 +202,6 @@ fn a_mount_without_attributes_shows_everything_else() {
 }
 
 #[test]
-fn a_snapshot_that_has_no_attributes_is_not_asked_for_lists_of_them() {
-    needs_fuse!();
-    let sandbox = Sandbox::new();
-    let source = sandbox.write("file", b"without an attribute");
-    sandbox.backup();
-    let mount = sandbox.mount_with("none", args!["latest"]);
-    let file = mount.dir().join(source.strip_prefix("/").unwrap());
-    let mut value = [0; 256];
-    assert_eq!(rustix::fs::listxattr(&file, &mut value[..]), Err(Errno::OPNOTSUPP));
-    let hash = blake3::hash(b"without an attribute").to_hex();
-    let len = rustix::fs::getxattr(&file, "user.bygone.blake3", &mut value[..]).unwrap();
-    assert_eq!(&value[..len], hash.as_bytes());
-    assert_eq!(rustix::fs::getxattr(&file, "system.posix_acl_access", &mut value[..]), Err(Errno::NODATA));
-    mount.unmount();
-    // Where the next snapshot may have some, or this one has, the kernel asks.
-    for (name, on) in [("all", None), ("on-file", Some(source.clone())), ("on-root", Some(sandbox.source()))] {
-        if let Some(on) = on {
-            if !set_xattr(&on, "user.kept", b"value") {
-                return crate::support::skipped("the file system has no extended attributes");
-            }
-            sandbox.backup();
-            let mount = sandbox.mount_with(name, args!["latest"]);
-            let path = mount.dir().join(on.strip_prefix("/").unwrap());
-            assert_eq!(rustix::fs::listxattr(&path, &mut value[..]), Ok(b"user.kept\0".len()), "{name}");
-            rustix::fs::removexattr(&on, "user.kept").unwrap();
-        } else {
-            let mount = sandbox.mount(name);
-            assert_eq!(rustix::fs::listxattr(mount.latest().join("file"), &mut value[..]), Ok(0));
-        }
-    }
-}
-
-#[test]
 fn processors_are_kept_awake_while_requests_come_quickly_and_not_longer() {
     needs_fuse!();
     needs_root!();
