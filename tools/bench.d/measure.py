@@ -198,12 +198,10 @@ class Mounted:
         self.bench, self.place, self.tool = bench, bench.place, bench.tool
         self.process, self.ready_s, self.pids = None, None, []
 
-    def begin(self, path, root, options=(), one=False):
-        """Mounts, all snapshots or the newest `one` alone, and waits until `path` can be listed there; forgets what the
-        kernel knows of names and attributes."""
-        argv = self.tool.mount_one(self.place) if one else self.tool.mount(self.place, self.bench.snapshots)
-        argv = [str(word) for word in [*argv, *options]]
-        seen = self.place.mnt / str(path).lstrip("/") if one else self.tool.seen(self.place, path, root / "live")
+    def begin(self, path, root, options=()):
+        """Mounts and waits until `path` can be listed there; forgets what the kernel knows of names and attributes."""
+        argv = [str(word) for word in [*self.tool.mount(self.place, self.bench.snapshots), *options]]
+        seen = self.tool.seen(self.place, path, root / "live")
         begun = time.monotonic()
         if self.tool.foreground:
             with open(self.place.log, "w") as log:
@@ -315,8 +313,7 @@ def read_mounted(bench, root):
         return {"mib_per_s": round(dump_mib / figures["wall_s"], 2), **figures}
 
     steps = (("find", tree, True), ("read-files", every_file, True),
-             ("copy", copied("cp", "-a"), False), ("copy-one", copied("cp", "-a"), False),
-             ("copy-no-xattrs", copied("cp", "-a"), False),
+             ("copy", copied("cp", "-a"), False), ("copy-no-xattrs", copied("cp", "-a"), False),
              ("rsync", copied("rsync", "-a"), False), ("copy-dump", copied_dump, False),
              ("read-dump", sequential("dump/nova.sql", dump_mib), True),
              ("read-image", sequential("image/disk.raw", image_mib), False),
@@ -326,11 +323,10 @@ def read_mounted(bench, root):
              ("random-image-data", scattered("image/disk.raw", in_data), False))
     for step, act, again in steps:
         options = tool.no_xattrs if step == "copy-no-xattrs" else []
-        one = step == "copy-one"
-        if options is None or one and not tool.mount_one(bench.place):
+        if options is None:
             continue
         with bench.mounted() as mount:
-            at = mount.begin(root / "live", root, options, one)
+            at = mount.begin(root / "live", root, options)
             try:
                 figures = act(at)
                 bench.add(step, figures)

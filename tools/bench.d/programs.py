@@ -84,10 +84,6 @@ class Program:
         """Mounts the newest snapshot, in the foreground unless `foreground` is False."""
         return None
 
-    def mount_one(self, place):
-        """Mounts the newest snapshot and no other, its root on the mount point; None if that is not another thing."""
-        return None
-
     def unmount(self, place):
         """The program's own way to unmount, or None for umount(8)."""
         return None
@@ -129,9 +125,6 @@ class Bygone(Program):
 
     def mount(self, place, number):
         return self.argv("mount", place.mnt)
-
-    def mount_one(self, place):
-        return self.argv("mount", "latest", place.mnt)
 
     def unmount(self, place):
         return self.argv("umount", place.mnt)

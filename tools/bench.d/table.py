@@ -117,7 +117,6 @@ ROWS = [
     Row("mount", "every file of the tree, MiB/s (warm)", "read-files", "mib_per_s", ("read-files-warm", "mib_per_s"),
         True),
     Row("mount", "cp -a of the tree, s", "copy", "wall_s"),
-    Row("mount", "cp -a of the tree, its snapshot mounted alone, s", "copy-one", "wall_s"),
     Row("mount", "cp -a of the tree, mounted without attributes, s", "copy-no-xattrs", "wall_s"),
     Row("mount", "rsync -a of the tree, s", "rsync", "wall_s"),
     Row("mount", "dump in order, MiB/s (warm)", "read-dump", "mib_per_s", ("read-dump-warm", "mib_per_s"), True),
@@ -243,8 +242,7 @@ def limit_goals():
             if factor:
                 yield Goal(f"mount: {text}", own("mount", step, figure), at_least=factor,
                            of=of_tool(tool, "mount", step, figure))
-    for text, step in (("", "copy"), (", its snapshot mounted alone", "copy-one"),
-                       (", mounted without attributes", "copy-no-xattrs")):
+    for text, step in (("", "copy"), (", mounted without attributes", "copy-no-xattrs")):
         yield Goal(f"mount: cp -a of the tree{text}", own("mount", step, "wall_s"), 0.5,
                    of=of_tool("squashfs", "mount", "copy", "wall_s"))
     yield Goal("mount: cp of the dump, to our own restore", own("mount", "copy-dump", "mib_per_s"), at_least=0.8,
