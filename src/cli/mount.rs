@@ -276,10 +276,18 @@ fn fork() -> Result<Side> {
     if threads.is_ok_and(|threads| threads != 1) {
         bail!("cannot go to the background with threads running; use --foreground");
     }
+    let command = rustix::process::getpid();
     // SAFETY: the process has one thread, so that no lock is held by another one and the child may do anything.
     match unsafe { libc::fork() } {
         -1 => Err(std::io::Error::last_os_error()).context("cannot start a process"),
-        0 => Ok(Side::Serving(Background { ready: ready.into() })),
+        0 => {
+            // A command that is ended before it came back must not leave a mount behind.
+            let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM));
+            if rustix::process::getppid() != Some(command) {
+                bail!("interrupted");
+            }
+            Ok(Side::Serving(Background { ready: ready.into() }))
+        }
         child => {
             drop(ready);
             Ok(Side::Waiting(wait_until_ready(wait, child)?))
@@ -302,6 +310,7 @@ impl Background {
     /// Leaves the terminal and the working directory, whose file system could not be unmounted otherwise, and lets the
     /// command come back.
     fn detach(mut self) -> Result<()> {
+        let _ = rustix::process::set_parent_process_death_signal(None);
         let _ = rustix::process::setsid();
         rustix::process::chdir("/").context("cannot leave the working directory")?;
         let null = File::options().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;

@@ -30,6 +30,32 @@ fn names(dir: &std::path::Path) -> Vec<String> {
 }
 
 #[test]
+fn a_command_that_is_ended_before_the_mount_is_ready_leaves_nothing_behind() {
+    needs_fuse!();
+    let sandbox = Sandbox::new();
+    sandbox.backup();
+    let (dir, password) = (sandbox.path("mnt"), sandbox.path("password"));
+    fs::create_dir(&dir).unwrap();
+    // Nobody writes the password, so that the process that is to serve waits for it.
+    assert!(Command::new("mkfifo").arg(&password).status().unwrap().success());
+    let mut command = Command::new(program());
+    command.arg("mount").arg("--password-file").arg(&password).arg(&dir).env_clear().envs(sandbox.environment());
+    let mut child = command.env_remove("BYGONE_PASSWORD").stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let pid = child.id();
+    let waits = || fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).is_ok_and(|ids| !ids.is_empty());
+    assert!(within(Duration::from_secs(10), waits), "there is no process to serve");
+    std::thread::sleep(Duration::from_millis(200));
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    child.wait().unwrap();
+    // Whoever lives has the other end.
+    let (send, ended) = std::sync::mpsc::channel();
+    let mut stderr = child.stderr.take().unwrap();
+    std::thread::spawn(move || send.send(std::io::Read::read_to_end(&mut stderr, &mut Vec::new())));
+    assert!(ended.recv_timeout(Duration::from_secs(10)).is_ok(), "a process lives on");
+    assert!(!is_mounted(&dir));
+}
+
+#[test]
 fn programs_on_the_mount_are_run_unless_that_was_ruled_out() {
     needs_fuse!();
     let sandbox = Sandbox::new();
