@@ -1,5 +1,6 @@
 //! What is at an entry's name already: whether it stays, is compared or is replaced, and which names are surplus.
 
+use std::collections::HashSet;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -7,10 +8,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
-use super::metadata::file_type;
+use super::metadata::{Subject, file_type};
 use super::place::open_directory;
 use super::{Overwrite, place::Dir};
 use crate::format::tree::{Kind, Node, Time};
+
+/// Entries with several names that are kept at most; more of them are made anew.
+const KEPT_MAX: usize = 1 << 21;
 
 /// What is done about an entry that is not a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,14 +58,14 @@ pub(super) fn plan(dir: &Dir, node: &Node<'_>, overwrite: Overwrite) -> io::Resu
     if overwrite == Overwrite::Never || overwrite == Overwrite::IfNewer && !newer {
         return Ok(Plan::Skip);
     }
-    if type_of(&stat) != file_type(&node.kind) {
+    // What has several names may be somebody else's under the others.
+    let is_shared = stat.st_nlink > 1 && node.metadata.nlink <= 1;
+    if type_of(&stat) != file_type(&node.kind) || is_shared {
         return Ok(Plan::Replace);
     }
     Ok(match node.kind {
         Kind::File { size, .. } => {
-            // A file with other names may be somebody else's under those.
-            let ours = stat.st_nlink == 1 || node.metadata.nlink > 1;
-            if !ours || stat.st_size as u64 != size {
+            if stat.st_size as u64 != size {
                 Plan::Replace
             } else if overwrite != Overwrite::IfChanged {
                 Plan::Compare
@@ -78,6 +82,23 @@ pub(super) fn plan(dir: &Dir, node: &Node<'_>, overwrite: Overwrite) -> io::Resu
         Kind::BlockDevice { rdev } | Kind::CharDevice { rdev } if stat.st_rdev != rdev => Plan::Replace,
         _ => Plan::Refresh,
     })
+}
+
+/// Whether what is there under the name of `node`, which has several, may be kept if its content is right. If it has several
+/// names, too, they may be somebody else's: then only if nothing of it has to be changed, and for one entry. `kept` are the
+/// device and inode numbers of what was kept so far, of a bounded number.
+pub(super) fn may_be_kept(dir: &Dir, node: &Node<'_>, kept: &mut HashSet<(u64, u64)>) -> bool {
+    let Ok(Some(stat)) = stat(&dir.fd, node.name) else { return false };
+    let metadata = &node.metadata;
+    let is_as_stored = || {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(fd) = rustix::fs::openat(&dir.fd, node.name, flags, Mode::empty()) else { return false };
+        let subject = Subject::Named { fd: fd.as_fd(), dir: dir.fd.as_fd(), name: node.name };
+        (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) == (metadata.mode, metadata.uid, metadata.gid)
+            && mtime(&stat) == metadata.mtime
+            && subject.has_xattrs_of(node)
+    };
+    stat.st_nlink <= 1 || kept.len() < KEPT_MAX && is_as_stored() && kept.insert((stat.st_dev, stat.st_ino))
 }
 
 /// Calls `found` with each name in `directory`, in no order.

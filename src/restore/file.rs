@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::existing::{Plan, stat, type_of};
-use super::links::FirstName;
+use super::links::{Fate, FirstName};
 use super::metadata::{self, Subject, file_type};
 use super::place::Dir;
 use super::{Action, Context};
@@ -30,8 +30,8 @@ pub(super) struct Task {
     pub(super) dir: Arc<Dir>,
     pub(super) node: OwnedNode,
     pub(super) plan: Plan,
-    /// Of the first of several names: whether it has come to have the content, so that others may be links to it.
-    pub(super) is_done: Option<Arc<AtomicBool>>,
+    /// Of the first of several names: what becomes of it, for the others to be links to it.
+    pub(super) fate: Option<Fate>,
 }
 
 impl Task {
@@ -39,8 +39,8 @@ impl Task {
         self.dir.path_of(self.node.node().name)
     }
 
-    fn set_done(&self) {
-        self.is_done.iter().for_each(|is_done| is_done.store(true, Ordering::Release));
+    fn set_fate(&self, action: Action) {
+        self.fate.iter().for_each(|fate| fate.set(matches!(action, Action::Restored | Action::Updated)));
     }
 }
 
@@ -226,7 +226,7 @@ impl Context<'_> {
 
     /// Counts an entry.
     pub(super) fn done(&self, task: &Task, action: Action) {
-        task.set_done();
+        task.set_fate(action);
         let len = content_len(&task.node.node());
         self.progress.add(len);
         self.count(action, len, || task.path());
@@ -253,13 +253,13 @@ impl Context<'_> {
                 if !self.matches(fd.as_fd(), node)? {
                     return self.replace(task, node);
                 }
-                self.apply(task, &Subject::Open(fd.as_fd()), node, true);
+                self.refresh(task, fd.as_fd(), node);
                 Ok(Action::Unchanged)
             }
             Plan::Refresh => {
                 if let Kind::File { .. } = node.kind {
                     let Some(fd) = self.open_same(&task.dir, node) else { return self.replace(task, node) };
-                    self.apply(task, &Subject::Open(fd.as_fd()), node, true);
+                    self.refresh(task, fd.as_fd(), node);
                 } else {
                     self.set_special(&task.dir, node, node.name, true)?;
                 }
@@ -381,12 +381,20 @@ impl Context<'_> {
         if type_of(&stat) != file_type(&node.kind) {
             return Err(Failed { during: "set the metadata of", message: "something else took its name".into() });
         }
+        if stat.st_nlink > 1 {
+            // As above.
+            return Ok(());
+        }
         self.apply_in(dir, &Subject::Named { fd: fd.as_fd(), dir: dir.fd.as_fd(), name }, node, prune);
         Ok(())
     }
 
-    fn apply(&self, task: &Task, subject: &Subject<'_>, node: &Node<'_>, prune: bool) {
-        self.apply_in(&task.dir, subject, node, prune);
+    /// Sets the metadata of a file that was there. One with other names was found to have it already, and they may be
+    /// somebody else's.
+    fn refresh(&self, task: &Task, fd: BorrowedFd<'_>, node: &Node<'_>) {
+        if rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_nlink == 1) {
+            self.apply_in(&task.dir, &Subject::Open(fd), node, true);
+        }
     }
 
     fn apply_in(&self, dir: &Dir, subject: &Subject<'_>, node: &Node<'_>, prune: bool) {
@@ -438,7 +446,8 @@ impl Context<'_> {
     pub(super) fn begin_large(&self, task: Task) -> Option<Arc<Large>> {
         let node = task.node.node();
         let Kind::File { size, .. } = node.kind else { return None };
-        let name = if task.plan == Plan::Create { node.name.to_vec() } else { self.temporary_name() };
+        // Also where its name is free: it takes a while, and a run that is killed must not leave half of it there.
+        let name = self.temporary_name();
         let created = self.create_file(&task.dir, &name).and_then(|fd| {
             if let Err(error) = rustix::fs::ftruncate(&fd, size) {
                 let _ = rustix::fs::unlinkat(&task.dir.fd, &name[..], AtFlags::empty());
@@ -507,25 +516,26 @@ impl Context<'_> {
             let _ = rustix::fs::unlinkat(&task.dir.fd, &name[..], AtFlags::empty());
             return;
         }
-        self.apply(task, &Subject::Open(fd.as_fd()), &node, task.dir.inherits);
-        if *name != node.name
-            && let Err(error) = self.take_name(&task.dir, name, node.name)
-        {
+        self.apply_in(&task.dir, &Subject::Open(fd.as_fd()), &node, task.dir.inherits);
+        if let Err(error) = self.take_name(&task.dir, name, node.name) {
             return self.report(task, error);
         }
         // Its data was counted as it was written.
         let len = content_len(&node);
         self.progress.add(len - large.written.load(Ordering::Relaxed).min(len));
-        task.set_done();
         let action = if task.plan == Plan::Create { Action::Restored } else { Action::Updated };
+        task.set_fate(action);
         self.count(action, len, || task.path());
     }
 
     /// Makes `task` another name of an entry that was to be restored before; restores it as its own if that is impossible.
     pub(super) fn link(&self, first: &FirstName, task: &Task) {
         // What has the first name may be anything that was there if it could not be restored.
-        if task.plan == Plan::Skip || self.options.dry_run || !first.is_done.load(Ordering::Acquire) {
+        if task.plan == Plan::Skip || !first.fate.is_done() {
             return self.restore(task);
+        }
+        if self.options.dry_run && task.plan == Plan::Create {
+            return self.done(task, Action::Restored);
         }
         let Ok(from) = first.place.open() else { return self.restore(task) };
         let name = task.node.node().name;
@@ -539,7 +549,12 @@ impl Context<'_> {
         // Renaming a name over another of the same inode would do nothing, not even remove the first.
         let inode = |dir: &OwnedFd, name| stat(dir, name).ok().flatten().map(|stat| (stat.st_dev, stat.st_ino));
         let existing = inode(&task.dir.fd, name);
-        if existing.is_some() && existing == inode(&from, &first.name) {
+        let is_link = existing.is_some() && existing == inode(&from, &first.name);
+        if self.options.dry_run {
+            let stays = is_link && first.fate.was_there();
+            return self.done(task, if stays { Action::Unchanged } else { Action::Updated });
+        }
+        if is_link {
             return self.done(task, Action::Unchanged);
         }
         let temporary = self.temporary_name();

@@ -6,7 +6,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use lru::LruCache;
 
@@ -18,13 +18,36 @@ use crate::format::tree::{Kind, Node};
 /// Entries whose first name is remembered at most: a few hundred MiB in names of usual length.
 pub(super) const LINKS_MAX: usize = 1 << 21;
 
+/// What became of a first name. Set once, by whoever restores it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fate(Arc<AtomicU8>);
+
+impl Fate {
+    const THERE: u8 = 1;
+    const MADE: u8 = 2;
+
+    /// It has the content, because it was `made` or because it was there.
+    pub(super) fn set(&self, made: bool) {
+        self.0.store(if made { Self::MADE } else { Self::THERE }, Ordering::Release);
+    }
+
+    /// Whether it has the content, so that others may be links to it.
+    pub(super) fn is_done(&self) -> bool {
+        self.0.load(Ordering::Acquire) != 0
+    }
+
+    /// Whether it was there and stayed.
+    pub(super) fn was_there(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::THERE
+    }
+}
+
 /// The first name of an entry that has several.
 #[derive(Clone)]
 pub(super) struct FirstName {
     pub(super) place: Arc<Place>,
     pub(super) name: Box<[u8]>,
-    /// Whether it has come to have the content.
-    pub(super) is_done: Arc<AtomicBool>,
+    pub(super) fate: Fate,
     /// Names to come.
     left: u32,
 }
@@ -60,15 +83,15 @@ impl Links {
     }
 
     /// Remembers `node` in `place` as a first name, if others may come. Returns what is to be set when it has its content.
-    pub(super) fn remember(&mut self, node: &Node<'_>, place: &Arc<Place>) -> Option<Arc<AtomicBool>> {
+    pub(super) fn remember(&mut self, node: &Node<'_>, place: &Arc<Place>) -> Option<Fate> {
         let left = node.metadata.nlink.checked_sub(1).filter(|left| *left > 0)?;
-        let is_done = Arc::new(AtomicBool::new(false));
-        let first = FirstName { place: place.clone(), name: node.name.into(), is_done: is_done.clone(), left };
+        let fate = Fate::default();
+        let first = FirstName { place: place.clone(), name: node.name.into(), fate: fate.clone(), left };
         self.names.push(key(node), first);
         while self.names.len() > self.max {
             self.names.pop_lru();
         }
-        Some(is_done)
+        Some(fate)
     }
 }
 

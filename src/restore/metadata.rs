@@ -160,6 +160,33 @@ impl Subject<'_> {
         }
     }
 
+    /// Whether its extended attributes are those of `node`.
+    pub(super) fn has_xattrs_of(&self, node: &Node<'_>) -> bool {
+        if matches!(node.kind, Kind::Symlink { .. }) {
+            return node.xattrs.is_empty();
+        }
+        let names = match self.list_xattrs() {
+            Err(Errno::NOTSUP) => Vec::new(),
+            Err(_) => return false,
+            Ok(names) => names,
+        };
+        let has_more = names
+            .split(|byte| *byte == 0)
+            .filter(|name| !name.is_empty() && is_removable(name))
+            .any(|name| node.xattrs.iter().all(|(stored, _)| stored != name));
+        !has_more && node.xattrs.iter().all(|(name, value)| self.xattr_is(name, value))
+    }
+
+    fn xattr_is(&self, name: &[u8], value: &[u8]) -> bool {
+        let mut found = vec![0; value.len()];
+        let len = match self {
+            Subject::Open(fd) => rustix::fs::fgetxattr(fd, name, &mut found[..]),
+            Subject::Named { fd, .. } => rustix::fs::getxattr(Self::magic_path(fd), name, &mut found[..]),
+        };
+        // Of no bytes there is only the length to compare, which a longer value answers with its own.
+        len.is_ok_and(|len| len == value.len()) && found == value
+    }
+
     fn set_times(&self, times: &Timestamps) -> rustix::io::Result<()> {
         match self {
             Subject::Open(fd) => rustix::fs::futimens(fd, times),

@@ -2,7 +2,7 @@
 //!
 //! Directories get their metadata, and further names of an entry are made, when every entry before them is finished.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -92,6 +92,8 @@ pub(super) struct Planner<'c> {
     _root: Option<Arc<OwnedFd>>,
     levels: Vec<Level>,
     links: Links,
+    /// What was there under several names and is kept.
+    kept: HashSet<(u64, u64)>,
     batch: Vec<Task>,
     batch_dirs: usize,
     batch_len: u64,
@@ -124,6 +126,7 @@ impl<'c> Planner<'c> {
             _root: root,
             levels: Vec::new(),
             links: Links::new(LINKS_MAX),
+            kept: HashSet::new(),
             batch: Vec::new(),
             batch_dirs: 0,
             batch_len: 0,
@@ -345,15 +348,21 @@ impl<'c> Planner<'c> {
                 return self.context.progress.error(&dir.path_of(node.name), "look at", error);
             }
         };
-        let mut task = Task { dir, node: kept, plan, is_done: None };
+        let mut task = Task { dir, node: kept, plan, fate: None };
         if plan == Plan::Skip {
             self.links.pass(node);
         } else if let Some(first) = self.links.first(node) {
             return self.defer(Waiting::Link { first, task });
         } else {
-            task.is_done = self.links.remember(node, &task.dir.place);
+            task.fate = self.links.remember(node, &task.dir.place);
+            if node.metadata.nlink > 1
+                && matches!(plan, Plan::Compare | Plan::Refresh)
+                && !existing::may_be_kept(&task.dir, node, &mut self.kept)
+            {
+                task.plan = Plan::Replace;
+            }
         }
-        if is_large(node) && matches!(plan, Plan::Create | Plan::Replace) && !self.context.options.dry_run {
+        if is_large(node) && matches!(task.plan, Plan::Create | Plan::Replace) && !self.context.options.dry_run {
             self.flush();
             return self.hand_out_ranges(task);
         }

@@ -155,6 +155,75 @@ fn links_in_the_way_are_replaced_and_what_they_point_to_stays() {
     assert!(fs::symlink_metadata(target.join("d")).unwrap().is_dir());
 }
 
+/// `bytes` under a name of an inode that has two.
+fn one_of_two(name: &[u8], bytes: &[u8], inode: u64, mode: u32) -> OwnedNode {
+    let uid = rustix::process::getuid().as_raw();
+    let gid = rustix::process::getgid().as_raw();
+    let mtime = Time { sec: 1_000_000_000, nsec: 5 };
+    let metadata = Metadata { nlink: 2, dev: 7, inode, uid, gid, mtime, ..metadata(mode) };
+    node(name, metadata, Kind::File { size: bytes.len() as u64, content: Content::Inline(bytes) })
+}
+
+#[test]
+fn a_file_with_names_outside_of_the_target_is_never_changed() {
+    let mut sample = Sample::new();
+    let root = sample.tree(&[one_of_two(b"a", b"same", 1, 0o600), one_of_two(b"b", b"same", 1, 0o600)]);
+    let (repo, snapshot) = sample.snapshot(root);
+    let dir = tempfile::tempdir().unwrap();
+    let (target, outside) = (dir.path().join("target"), dir.path().join("outside"));
+    fs::create_dir(&target).unwrap();
+    fs::write(&outside, "same").unwrap();
+    fs::hard_link(&outside, target.join("a")).unwrap();
+    let of = |path: &Path| {
+        let metadata = fs::metadata(path).unwrap();
+        (metadata.ino(), metadata.mode(), metadata.mtime(), metadata.nlink())
+    };
+    let before = of(&outside);
+    assert_eq!(restore(&repo, &snapshot, &target).errors, [""; 0]);
+    assert_eq!(of(&outside), (before.0, before.1, before.2, 1));
+    let restored = of(&target.join("a"));
+    assert_eq!((restored.1 & 0o7777, restored.2, restored.3), (0o600, 1_000_000_000, 2));
+    assert_eq!(restored.0, of(&target.join("b")).0);
+    // What is as it should be stays.
+    assert_eq!(restore(&repo, &snapshot, &target).errors, [""; 0]);
+    assert_eq!(of(&target.join("a")), restored);
+}
+
+#[test]
+fn entries_that_were_one_file_become_several_again_and_a_dry_run_says_so() {
+    let mut sample = Sample::new();
+    let root = sample.tree(&[
+        one_of_two(b"a", b"same", 1, 0o644),
+        one_of_two(b"b", b"same", 1, 0o644),
+        one_of_two(b"c", b"same", 2, 0o644),
+        one_of_two(b"d", b"same", 2, 0o644),
+    ]);
+    let (repo, snapshot) = sample.snapshot(root);
+    let dir = tempfile::tempdir().unwrap();
+    let inode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().ino();
+    let fill = |names: [(&str, &str); 3]| {
+        for name in ["a", "b", "c", "d"] {
+            let _ = fs::remove_file(dir.path().join(name));
+        }
+        assert_eq!(restore(&repo, &snapshot, dir.path()).errors, [""; 0]);
+        for (from, to) in names {
+            let _ = fs::remove_file(dir.path().join(to));
+            fs::hard_link(dir.path().join(from), dir.path().join(to)).unwrap();
+        }
+    };
+    // All are one; they are crossed; two of the same content are no links.
+    for names in [[("a", "b"), ("a", "c"), ("a", "d")], [("a", "c"), ("b", "d"), ("b", "d")]] {
+        fill(names);
+        let dry = Options { dry_run: true, ..Options::default() };
+        let said = restore_with(&repo, &snapshot, dir.path(), &dry).summary;
+        let done = restore(&repo, &snapshot, dir.path()).summary;
+        assert_eq!((said.files_restored, said.files_skipped), (done.files_restored, done.files_skipped), "{names:?}");
+        assert!(inode("a") == inode("b") && inode("c") == inode("d") && inode("a") != inode("c"), "{names:?}");
+        let again = restore_with(&repo, &snapshot, dir.path(), &dry).summary;
+        assert_eq!((again.files_restored, again.files_skipped), (0, 4), "{names:?}");
+    }
+}
+
 fn linked(name: &[u8], bytes: &[u8]) -> OwnedNode {
     let metadata = Metadata { nlink: 3, dev: 7, inode: 9, ..metadata(0o600) };
     node(name, metadata, Kind::File { size: bytes.len() as u64, content: Content::Inline(bytes) })
