@@ -15,10 +15,13 @@ fn a_mount_that_nobody_uses_takes_no_processor_time() {
     sandbox.backup();
     let mut mount = Foreground::start(&sandbox, &[]);
     fs::read_dir(sandbox.path("mnt").join("snapshots/latest")).unwrap().count();
-    std::thread::sleep(Duration::from_millis(200));
-    let before = mount.ticks();
-    std::thread::sleep(Duration::from_secs(3));
-    assert!(mount.ticks() - before <= 1, "{} hundredths of a second in 3 seconds", mount.ticks() - before);
+    // What it does after it was asked takes longer on a busy machine; then it has nothing to do.
+    let rests = || {
+        let before = mount.ticks();
+        std::thread::sleep(Duration::from_secs(3));
+        mount.ticks() - before <= 1
+    };
+    assert!(within(Duration::from_secs(30), rests), "it never takes less than two hundredths of a second in three");
     mount.signal();
     assert!(mount.process.wait().unwrap().success());
 }
