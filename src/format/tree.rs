@@ -291,6 +291,11 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// Whether a record that was decoded before has extended attributes; false for what is no record.
+    pub fn has_xattrs(record: &[u8]) -> bool {
+        Decoder::new(record).varint("node flags").is_ok_and(|flags| flags & HAS_XATTRS != 0)
+    }
+
     /// Decodes one record. The name is not checked here: a leaf's nodes and a snapshot's root have different rules.
     pub fn decode(record: &'a [u8], base: &Base) -> Result<Node<'a>> {
         let mut input = Decoder::new(record);

@@ -133,6 +133,14 @@ impl Directory {
         Node::decode(self.record(leaf, position), &leaf.base).expect("checked when the blob was decoded")
     }
 
+    /// Whether the entry at `position` has extended attributes.
+    pub fn has_xattrs(&self, position: usize) -> bool {
+        match &self.table {
+            Table::Leaf(leaf) => Node::has_xattrs(self.record(leaf, position)),
+            Table::Pages(_) => unreachable!("a list of pages has no entries of its own"),
+        }
+    }
+
     /// Ranks of the entries before the one at `position`.
     pub fn ranks_before(&self, position: usize) -> u32 {
         match &self.table {

@@ -11,6 +11,7 @@ mod inode;
 mod layout;
 mod prefill;
 mod readahead;
+mod recent;
 mod template;
 
 pub use inode::ROOT;
@@ -235,6 +236,7 @@ pub struct Vfs {
     known: Mutex<Known>,
     directories: Cache<BlobId, Arc<Directory>>,
     spots: Cache<NodeAt, Spot>,
+    recent: recent::Leaves,
     files: Cache<u64, Arc<File>>,
     lists: Arc<Lists>,
     ahead: ReadAhead,
@@ -295,6 +297,14 @@ impl Found {
         }
     }
 
+    /// Whether there are extended attributes; far cheaper than decoding the node.
+    fn has_xattrs(&self) -> bool {
+        match &self.source {
+            Source::Root(record) => Node::has_xattrs(record),
+            Source::Entry(directory, position) => directory.has_xattrs(*position),
+        }
+    }
+
     fn spot(&self) -> Result<Spot> {
         match self.node().kind {
             Kind::Directory { tree, entries } => Ok(Spot { at: self.at, parent: self.parent, tree, entries }),
@@ -309,6 +319,7 @@ impl Vfs {
         let mut vfs = Vfs {
             directories: Cache::new(options.directory_cache_len),
             spots: Cache::new(SPOT_CACHE_LEN),
+            recent: recent::Leaves::default(),
             files: Cache::new(FILE_CACHE_LEN),
             lists: Arc::new(Lists::new(LIST_CACHE_LEN)),
             ahead: ReadAhead::new(repo.clone(), options.ahead_threads)
@@ -386,6 +397,10 @@ impl Vfs {
         let layout = Layout::new(shown.into_iter(), templates, &mut known.numbers);
         let forgotten = known.numbers.forget_vanished(&layout);
         let mut state = self.state.write().expect("no panic while held");
+        if !forgotten.is_empty() {
+            // Their numbers may be given to other snapshots.
+            self.recent.clear();
+        }
         for instance in forgotten {
             state.roots.remove(&instance);
         }
@@ -581,6 +596,9 @@ impl Vfs {
     pub fn xattr(&self, number: u64, name: &[u8], wait: Wait) -> Result<Vec<u8>> {
         let Inode::Node(at) = self.resolve(number)? else { return Err(Error::NoAttribute) };
         let found = self.find(at, wait)?;
+        if !found.has_xattrs() && name != HASH_XATTR {
+            return Err(Error::NoAttribute);
+        }
         let node = found.node();
         if let Some((_, value)) = node.xattrs.iter().find(|(stored, _)| *stored == name) {
             return Ok(value.to_vec());
@@ -604,6 +622,9 @@ impl Vfs {
         let Inode::Node(at) = self.resolve(number)? else { return Ok(Vec::new()) };
         let found = self.find(at, wait)?;
         let mut names = Vec::new();
+        if !found.has_xattrs() {
+            return Ok(names);
+        }
         for (name, _) in found.node().xattrs.iter() {
             names.extend_from_slice(name);
             names.push(0);
@@ -722,8 +743,18 @@ impl Vfs {
         Ok(file)
     }
 
-    /// The node at `at`, by descent from its snapshot's root.
+    /// The node at `at`.
     fn find(&self, at: NodeAt, wait: Wait) -> Result<Found> {
+        if let Some(found) = self.recent.find(at) {
+            return Ok(found);
+        }
+        let found = self.descend(at, wait)?;
+        self.recent.remember(&found);
+        Ok(found)
+    }
+
+    /// The node at `at`, by descent from its snapshot's root.
+    fn descend(&self, at: NodeAt, wait: Wait) -> Result<Found> {
         let root = self.state.read().expect("no panic while held").roots.get(&at.instance).cloned();
         let top = NodeAt { rank: 0, ..at };
         let mut found = Found { at: top, parent: top, source: Source::Root(root.ok_or(Error::Stale)?) };
