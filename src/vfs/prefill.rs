@@ -15,8 +15,9 @@ use super::content::File;
 use super::inode::{Inode, NodeAt};
 use super::{PAGE_LEN, Vfs, Wait};
 
-/// Longest file that is handed over whole; the kernel's own read-ahead does well on longer ones.
-const FILE_LEN_MAX: u64 = 128 << 10;
+/// Longest file that is handed over whole to whoever reads one after the other; the kernel's own read-ahead does well on
+/// longer ones.
+const FILE_LEN_MAX: u64 = 512 << 10;
 /// Longest read of a large file that counts as one in the middle: longer ones are read-ahead.
 const AROUND_LEN_MAX: usize = 64 << 10;
 /// Readers that are followed at once.
@@ -101,6 +102,21 @@ struct Scattered {
     next: usize,
 }
 
+/// What of a file is decoded together.
+struct Unit {
+    /// Where it is stored.
+    segment: (PackNumber, u32),
+    /// Where in the file it is, in whole pages; empty if it is less than one.
+    bytes: Range<u64>,
+}
+
+impl Unit {
+    /// Which of the file's units it counts as: nearly each is in the middle of exactly one.
+    fn place(&self) -> usize {
+        (self.bytes.start.midpoint(self.bytes.end) / UNIT_LEN) as usize
+    }
+}
+
 impl Scattered {
     fn new(number: u64, size: u64) -> Self {
         let handed = vec![false; size.div_ceil(UNIT_LEN) as usize];
@@ -125,6 +141,22 @@ impl Scattered {
         }
     }
 
+    fn is_handed(&self, unit: usize) -> bool {
+        self.handed.get(unit).is_some_and(|handed| *handed)
+    }
+
+    /// Whether the unit is still to be handed over; from now on it is not.
+    fn take(&mut self, unit: usize) -> bool {
+        match self.handed.get_mut(unit) {
+            Some(handed) if !*handed => {
+                *handed = true;
+                self.count += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// The next unit to hand over although nobody asked for it.
     fn sweep(&mut self) -> Option<usize> {
         if !self.is_dense(self.count) {
@@ -132,8 +164,7 @@ impl Scattered {
         }
         let unit = self.next + self.handed[self.next..].iter().position(|handed| !handed)?;
         self.next = unit + 1;
-        self.handed[unit] = true;
-        self.count += 1;
+        self.take(unit);
         Some(unit)
     }
 }
@@ -201,7 +232,7 @@ impl Vfs {
     /// What to hand over now that `len` bytes from `offset` of a file were read.
     pub fn prefill_after(&self, number: u64, offset: u64, len: usize) -> Option<Prefill> {
         let file = self.files.get(&number)?;
-        if file.size > FILE_LEN_MAX {
+        if file.size > FILE_LEN_MAX || offset > 0 && file.size > UNIT_LEN {
             let is_stored =
                 || self.lists.extent_at(&self.repo, &file, offset, Wait::No).is_ok_and(|e| e.blob.is_some());
             return (len <= AROUND_LEN_MAX && offset < file.size && is_stored())
@@ -246,7 +277,7 @@ impl Vfs {
         // Since when, and how many files in a row.
         let mut unknown: Option<(u32, u32)> = None;
         let mut len = 0;
-        let mut bytes = vec![0; FILE_LEN_MAX as usize];
+        let mut bytes = Vec::new();
         for rank in ranks.clone() {
             let at = NodeAt { instance, rank };
             let Ok(found) = self.find(at, Wait::Yes) else { return rank };
@@ -260,6 +291,9 @@ impl Vfs {
                 continue;
             }
             let number = self.node_attr(at, &node).inode;
+            if bytes.len() < size as usize {
+                bytes.resize(size as usize, 0);
+            }
             match self.read(number, 0, &mut bytes[..size as usize], Wait::Yes) {
                 Ok(read) if read as u64 == size => {}
                 // A name of a file with several that nobody has looked up yet, or damage.
@@ -283,11 +317,18 @@ impl Vfs {
 
     fn prefill_around(&self, number: u64, offset: u64, take: Take<'_>, is_idle: &dyn Fn() -> bool) -> Option<()> {
         let file = self.file(number, Wait::Yes).ok()?;
-        let (location, _) = self.place(&file, offset)?;
-        let segment = self.repo.segment_span(location.pack, location.offset).ok()?;
-        let key = (number, location.pack, segment.start);
+        let unit = self.unit_around(&file, offset)?;
+        let is_swept = file.size <= SWEEP_LEN_MAX && !self.repo.backend().is_remote();
+        if is_swept && !unit.bytes.contains(&offset) {
+            // A page across the border of two segments belongs to neither, and says nothing of what was handed over.
+            let is_handed = self.prefills.scattered(number, file.size, |file| file.is_handed(unit.place()));
+            if is_handed {
+                return None;
+            }
+        }
         {
             let mut segments = self.prefills.segments.lock().expect("no panic while held");
+            let key = (number, unit.segment.0, unit.segment.1);
             if segments.contains(&key) {
                 return None;
             }
@@ -296,31 +337,9 @@ impl Vfs {
             }
             segments.push(key);
         }
-        let here = |location: &Location| location.pack == key.1 && segment.contains(&location.offset);
-        let mut end = offset;
-        while end < file.size {
-            let Some((location, rest)) = self.place(&file, end).filter(|(location, _)| here(location)) else { break };
-            end += rest.min(u64::from(segment.end - location.offset));
-        }
-        let mut start = offset;
-        while start > 0 {
-            let Some((last, _)) = self.place(&file, start - 1).filter(|(location, _)| here(location)) else { break };
-            // The blob begins this far before; its first byte may lie in the segment before this one.
-            let extent = self.lists.extent_at(&self.repo, &file, start - 1, Wait::Yes).ok()?;
-            let in_segment = u64::from(last.offset - segment.start) + 1;
-            start -= in_segment.min(start - extent.start);
-        }
-        let start = start.next_multiple_of(PAGE_LEN);
-        if end < file.size {
-            end -= end % PAGE_LEN;
-        }
-        if start < end {
-            let mut bytes = vec![0; (end - start) as usize];
-            let read = self.read_file(&file, start, &mut bytes, Wait::Yes).ok()?;
-            take(number, start, &bytes[..read]);
-        }
-        if file.size <= SWEEP_LEN_MAX && !self.repo.backend().is_remote() {
-            self.prefills.scattered(number, file.size, |file| file.mark(((start + end) / 2 / UNIT_LEN) as usize));
+        self.hand_over(number, &file, &unit.bytes, take)?;
+        if is_swept {
+            self.prefills.scattered(number, file.size, |file| file.mark(unit.place()));
             self.sweep(number, &file, take, is_idle)?;
         }
         Some(())
@@ -328,18 +347,54 @@ impl Vfs {
 
     /// Whoever reads a file in many places, as a database does, is likely to come to the others: hands over some of them.
     fn sweep(&self, number: u64, file: &File, take: Take<'_>, is_idle: &dyn Fn() -> bool) -> Option<()> {
-        let mut bytes = Vec::new();
         for _ in 0..SWEEP_UNITS {
             if !is_idle() {
                 break;
             }
-            let unit = self.prefills.scattered(number, file.size, Scattered::sweep)?;
-            let start = unit as u64 * UNIT_LEN;
-            bytes.resize(UNIT_LEN.min(file.size - start) as usize, 0);
-            let read = self.read_file(file, start, &mut bytes, Wait::Yes).ok()?;
-            take(number, start, &bytes[..read]);
+            let place = self.prefills.scattered(number, file.size, Scattered::sweep)?;
+            let middle = (place as u64 * UNIT_LEN + UNIT_LEN / 2).min(file.size - 1);
+            // A hole, or what a delta makes.
+            let Some(unit) = self.unit_around(file, middle) else { continue };
+            if place == unit.place() || self.prefills.scattered(number, file.size, |file| file.take(unit.place())) {
+                self.hand_over(number, file, &unit.bytes, take)?;
+            }
         }
         Some(())
+    }
+
+    fn hand_over(&self, number: u64, file: &File, range: &Range<u64>, take: Take<'_>) -> Option<()> {
+        if !range.is_empty() {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            let read = self.read_file(file, range.start, &mut bytes, Wait::Yes).ok()?;
+            take(number, range.start, &bytes[..read]);
+        }
+        Some(())
+    }
+
+    /// What is decoded together with the byte at `offset`; `None` in a hole.
+    fn unit_around(&self, file: &File, offset: u64) -> Option<Unit> {
+        let (location, _) = self.place(file, offset)?;
+        let pack = location.pack;
+        let segment = self.repo.segment_span(pack, location.offset).ok()?;
+        let here = |location: &Location| location.pack == pack && segment.contains(&location.offset);
+        let mut end = offset;
+        while end < file.size {
+            let Some((location, rest)) = self.place(file, end).filter(|(location, _)| here(location)) else { break };
+            end += rest.min(u64::from(segment.end - location.offset));
+        }
+        let mut start = offset;
+        while start > 0 {
+            let Some((last, _)) = self.place(file, start - 1).filter(|(location, _)| here(location)) else { break };
+            // The blob begins this far before; its first byte may lie in the segment before this one.
+            let extent = self.lists.extent_at(&self.repo, file, start - 1, Wait::Yes).ok()?;
+            let in_segment = u64::from(last.offset - segment.start) + 1;
+            start -= in_segment.min(start - extent.start);
+        }
+        let start = start.next_multiple_of(PAGE_LEN);
+        if end < file.size {
+            end -= end % PAGE_LEN;
+        }
+        Some(Unit { segment: (pack, segment.start), bytes: start..end })
     }
 
     /// Where the byte at `offset` of a file is stored, and how many bytes of its blob follow from there on; `None` in a

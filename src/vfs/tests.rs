@@ -196,6 +196,42 @@ fn a_large_directory_lists_completely_from_every_offset() {
 }
 
 #[test]
+fn a_neighbour_is_found_without_a_descent_and_is_the_same_that_a_descent_finds() {
+    let mut store = Store::new();
+    let deep = leaf(&mut store, &[inline(b"x", b"1"), inline(b"y", b"22")]);
+    let middle = leaf(&mut store, &[node(b"deep", deep), inline(b"z", b"333")]);
+    let large = paged(&mut store, 95, 10);
+    let root = leaf(&mut store, &[inline(b"a", b"4444"), node(b"l", large), node(b"m", middle), inline(b"n", b"5")]);
+    store.commit(1, root);
+    let vfs = store.open();
+    let top = walk(&vfs, "times/1").unwrap().inode;
+    let other = walk(&vfs, "again/1").unwrap().inode;
+    // a, l with 95 entries of which 10 are directories of two, m, deep, x, y, z, n.
+    let ranks = 1..=1 + 1 + 95 + 2 * 10 + 6;
+    let expected: Vec<Attr> = ranks.clone().map(|rank| store.open().attr(top + rank, Wait::Yes).unwrap()).collect();
+    assert_eq!(expected.last().map(|last| last.size), Some(1), "{expected:?}");
+    let remembered = |rank: u64| {
+        let Inode::Node(at) = Inode::from_number(top + rank) else { panic!("{rank}") };
+        vfs.recent.find(at).is_some()
+    };
+    // In order, backwards, and in strides that leave every directory and come back to it.
+    let strides = (0..ranks.clone().count()).map(|n| n * 37 % ranks.clone().count());
+    for index in (0..expected.len()).chain((0..expected.len()).rev()).chain(strides) {
+        let rank = index as u64 + 1;
+        assert_eq!(vfs.attr(top + rank, Wait::Yes).unwrap(), expected[index], "{rank}");
+        assert_eq!(vfs.attr(other + rank, Wait::Yes).unwrap().size, expected[index].size, "another place, {rank}");
+        assert!(remembered(rank), "{rank}");
+    }
+    let last = expected.len() as u64;
+    vfs.attr(top + last, Wait::Yes).unwrap();
+    assert!(remembered(1) && remembered(last - 6), "siblings of what was found last");
+    assert!(!remembered(0) && !remembered(last + 1));
+    vfs.recent.clear();
+    vfs.attr(top + last, Wait::Yes).unwrap();
+    assert!(!remembered(last - 1) && !remembered(last - 3), "they lie in directories beside it");
+}
+
+#[test]
 fn an_unreadable_page_is_an_error_and_not_the_end_of_the_listing() {
     let mut store = Store::new();
     let root = paged(&mut store, 30, 10);
@@ -431,6 +467,12 @@ fn a_new_snapshot_appears_and_a_removed_one_stays_for_whoever_is_inside() {
     assert_eq!(read(&vfs, inside, 0, 9), b"1");
 }
 
+fn blake3_noise(len: usize) -> Vec<u8> {
+    let mut out = vec![0; len];
+    blake3::Hasher::new().finalize_xof().fill(&mut out);
+    out
+}
+
 /// What a prefill hands over: inode number, offset, bytes.
 fn handed_over(vfs: &Vfs, what: &Prefill) -> Vec<(u64, u64, Vec<u8>)> {
     let mut all = Vec::new();
@@ -520,6 +562,43 @@ fn a_read_in_the_middle_brings_along_what_was_decoded_with_it() {
     let handed = handed_over(&vfs, &last);
     let [(_, offset, bytes)] = &handed[..] else { panic!("{} pieces", handed.len()) };
     assert_eq!((*offset, *offset as usize + bytes.len()), (393_216, 397_312), "whole pages before the hole");
+}
+
+#[test]
+fn a_file_that_is_read_here_and_there_is_decoded_and_handed_over_once() {
+    let mut store = Store::new();
+    let noise = blake3_noise(8 << 20);
+    // Segments of the pack begin elsewhere than units of the file.
+    store.put(BlobKind::Data, &[7; 50_000]);
+    let data = noise.chunks(30_000).map(|chunk| (store.put(BlobKind::Data, chunk), chunk.len() as u32));
+    let parts: Vec<Part> = data.map(|(id, len)| Part::Data { id, len }).collect();
+    let mut encoded = Vec::new();
+    parts.iter().for_each(|part| part.encode(&mut encoded));
+    let content = Content::Parts { hash: None, parts: Parts::new(parts.len(), encoded.leak()) };
+    let root = leaf(&mut store, &[node(b"f", Kind::File { size: noise.len() as u64, content })]);
+    let id = store.commit(1, root);
+    store.reopen();
+    let vfs = store.subtree(id, &[]).unwrap();
+    let number = walk(&vfs, "f").unwrap().inode;
+    let mut pages = vec![0u8; noise.len() / 4096];
+    for n in 0..200u64 {
+        let offset = n * 977 % pages.len() as u64 * 4096;
+        if pages[offset as usize / 4096] > 0 {
+            continue;
+        }
+        read(&vfs, number, offset, 4096);
+        let what = vfs.prefill_after(number, offset, 4096).expect("data");
+        for (_, offset, bytes) in handed_over(&vfs, &what) {
+            assert!(bytes[..] == noise[offset as usize..][..bytes.len()]);
+            pages[offset as usize / 4096..][..bytes.len() / 4096].iter_mut().for_each(|times| *times += 1);
+        }
+    }
+    let count = |wanted: u8| pages.iter().filter(|times| **times == wanted).count();
+    assert_eq!(count(0) + count(1), pages.len(), "{} pages twice", count(2));
+    // What lies across the border of two segments is in no whole page of either.
+    assert!(count(0) <= 2 * 8 * 8 + 32, "{} pages never", count(0));
+    let decoded = vfs.read_counts().decoded_bytes;
+    assert!(decoded < noise.len() as u64 + (1 << 19), "{decoded} bytes");
 }
 
 #[test]
