@@ -3,9 +3,11 @@
 //!
 //! One session thread takes requests. It answers from memory itself, and decodes if nobody else waits; whatever must wait
 //! for storage goes to workers. After an answer it watches the device for a moment instead of
-//! sleeping, because waking a thread costs more than answering most requests.
+//! sleeping, because waking a thread costs more than answering most requests; or, if there is other work for the only
+//! other processor, it shares the reader's.
 
 pub mod awake;
+mod companion;
 mod holders;
 pub mod mount;
 pub mod stats;
@@ -28,12 +30,14 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request, Session, SessionACL,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::backend::deadline::without_waiting;
 use crate::format::tree::Time;
 use crate::pool::{Pool, Urgency, cores};
 use crate::vfs::{self, Attr, FileKind, Prefill, Seek, Vfs, Wait};
 use awake::{Awake, Pace};
+use companion::Companion;
 use mount::{Allowed, MountPoint};
 use stats::{Kind, STATS_XATTR, Stats};
 
@@ -218,6 +222,7 @@ struct Watch {
     device: OwnedFd,
     /// How long, after each request.
     time: Duration,
+    cores: usize,
     awake: Option<Awake>,
     state: Mutex<WatchState>,
 }
@@ -226,10 +231,44 @@ struct Watch {
 struct WatchState {
     /// Watches in a row that saw no request.
     idle: u32,
-    /// Whether all cores have other work, and when that was looked at.
+    /// Whether all cores had other work when that was last looked at.
     busy: bool,
+    /// Whether this process's other threads had much to do before that: decoding ahead.
+    decodes: bool,
     looked: Option<Instant>,
+    /// Processor time that they had taken by then.
+    others: Duration,
+    companion: Option<Companion>,
     pace: Pace,
+}
+
+impl WatchState {
+    /// The other threads have much to do when they take one part in so many of the time.
+    const OTHERS_SHARE: u32 = 8;
+
+    /// Looks what work there is besides answering.
+    fn look(&mut self, now: Instant, cores: usize) {
+        let others = time_of(ClockId::ProcessCPUTime).saturating_sub(time_of(ClockId::ThreadCPUTime));
+        let since = self.looked.replace(now).map_or(Duration::ZERO, |looked| now - looked);
+        let taken = others.saturating_sub(std::mem::replace(&mut self.others, others));
+        self.decodes = taken * Self::OTHERS_SHARE > since;
+        self.busy = threads_running().is_some_and(|running| running > cores);
+    }
+
+    /// Keeps this thread with `client` if that leaves the only other processor to other work; returns whether it does.
+    fn shares(&mut self, client: u32) -> bool {
+        let has_work = self.busy || self.decodes;
+        let Some(companion) = &mut self.companion else { return false };
+        let shares = has_work && companion.follow(client);
+        if !shares {
+            companion.leave();
+        }
+        shares
+    }
+}
+
+fn time_of(clock: ClockId) -> Duration {
+    Duration::try_from(clock_gettime(clock)).unwrap_or_default()
 }
 
 impl Watch {
@@ -241,10 +280,12 @@ impl Watch {
     const LOOK: Duration = Duration::from_millis(10);
 
     fn new(device: OwnedFd, time: Duration) -> Self {
+        let cores = cores();
         // With one core, watching would keep the reader from running.
-        let time = if cores() > 1 { time } else { Duration::ZERO };
+        let time = if cores > 1 { time } else { Duration::ZERO };
         let awake = if time.is_zero() { None } else { Awake::new() };
-        Self { device, time, awake, state: Mutex::default() }
+        let state = WatchState { companion: Companion::new(), ..WatchState::default() };
+        Self { device, time, cores, awake, state: Mutex::new(state) }
     }
 
     /// Whether a request waits (or the connection ended, which reading from it will tell).
@@ -253,8 +294,9 @@ impl Watch {
         poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
-    /// Returns when a request waits or none came for a while, and the thread may as well sleep.
-    fn watch(&self) {
+    /// Returns when a request waits or none came for a while, and the thread may as well sleep. The thread `client` made
+    /// the last one.
+    fn watch(&self, client: u32) {
         if self.time.is_zero() {
             return;
         }
@@ -264,12 +306,12 @@ impl Watch {
         }
         let start = Instant::now();
         if state.looked.is_none_or(|at| start - at > Self::LOOK) {
-            state.looked = Some(start);
-            state.busy = threads_running().is_some_and(|running| running > cores());
+            state.look(start, self.cores);
         }
+        let shares = state.shares(client);
         let skip = state.idle >= Self::IDLE_MAX && !state.idle.is_multiple_of(Self::PROBE);
         state.idle = state.idle.wrapping_add(1);
-        if skip || state.busy {
+        if skip || shares || state.busy {
             return;
         }
         while start.elapsed() < self.time {
@@ -367,9 +409,16 @@ impl Shared {
 
 impl Adapter {
     /// Answers a request about the inode `number`, and watches for the next one.
-    fn serve<R: Fail>(&self, kind: Kind, number: INodeNo, reply: R, work: impl Work<R> + Send + 'static) {
+    fn serve<R: Fail>(
+        &self,
+        request: &Request,
+        kind: Kind,
+        number: INodeNo,
+        reply: R,
+        work: impl Work<R> + Send + 'static,
+    ) {
         self.answer(kind, number, reply, work);
-        self.rest();
+        self.rest(request);
     }
 
     fn answer<R: Fail>(&self, kind: Kind, number: INodeNo, reply: R, work: impl Work<R> + Send + 'static) {
@@ -394,9 +443,9 @@ impl Adapter {
         });
     }
 
-    fn rest(&self) {
+    fn rest(&self, after: &Request) {
         if let Some(watch) = self.watch.get() {
-            watch.watch();
+            watch.watch(after.pid());
         }
     }
 }
@@ -508,9 +557,9 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.as_bytes().to_vec();
-        self.serve(Kind::Lookup, parent, reply, move |vfs, wait, reply: &mut Option<ReplyEntry>| {
+        self.serve(request, Kind::Lookup, parent, reply, move |vfs, wait, reply: &mut Option<ReplyEntry>| {
             let (attr, lifetime) = match vfs.lookup(parent.0, &name, wait) {
                 Ok(attr) => (file_attr(&attr), lifetime(&attr)),
                 Err(vfs::Error::NotFound) if vfs.is_lasting(parent.0) => (no_entry(), &FOR_EVER),
@@ -526,44 +575,44 @@ impl Filesystem for Adapter {
         self.shared.vfs.forget(number.0, count);
     }
 
-    fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.serve(Kind::Attr, number, reply, move |vfs, wait, reply: &mut Option<ReplyAttr>| {
+    fn getattr(&self, request: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.serve(request, Kind::Attr, number, reply, move |vfs, wait, reply: &mut Option<ReplyAttr>| {
             let attr = vfs.attr(number.0, wait)?;
             reply.take().into_iter().for_each(|reply| reply.attr(lifetime(&attr), &file_attr(&attr)));
             Ok(())
         });
     }
 
-    fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
-        self.serve(Kind::Link, number, reply, move |vfs, wait, reply: &mut Option<ReplyData>| {
+    fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
+        self.serve(request, Kind::Link, number, reply, move |vfs, wait, reply: &mut Option<ReplyData>| {
             let target = vfs.link_target(number.0, wait)?;
             reply.take().into_iter().for_each(|reply| reply.data(&target));
             Ok(())
         });
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         if self.no_open {
             // The kernel opens files by itself from now on, and keeps what it read.
             reply.error(Errno::ENOSYS);
         } else {
             reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
         }
-        self.rest();
+        self.rest(request);
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         if self.no_opendir {
             reply.error(Errno::ENOSYS);
         } else {
             reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
         }
-        self.rest();
+        self.rest(request);
     }
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -591,25 +640,25 @@ impl Filesystem for Adapter {
         {
             self.prefill.submit(&self.shared, what);
         }
-        self.rest();
+        self.rest(request);
     }
 
-    fn lseek(&self, _: &Request, number: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(&self, request: &Request, number: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let what = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        self.serve(Kind::Seek, number, reply, move |vfs, wait, reply: &mut Option<ReplyLseek>| {
+        self.serve(request, Kind::Seek, number, reply, move |vfs, wait, reply: &mut Option<ReplyLseek>| {
             let found = vfs.seek(number.0, offset, what, wait)?;
             reply.take().into_iter().for_each(|reply| reply.offset(found as i64));
             Ok(())
         });
     }
 
-    fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.serve(Kind::List, number, reply, move |vfs, wait, slot: &mut Option<ReplyDirectory>| {
+    fn readdir(&self, request: &Request, number: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.serve(request, Kind::List, number, reply, move |vfs, wait, slot: &mut Option<ReplyDirectory>| {
             let Some(reply) = slot else { return Ok(()) };
             vfs.list(number.0, offset, false, wait, &mut |listed| {
                 let name = OsStr::from_bytes(listed.name);
@@ -620,8 +669,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdirplus(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        self.serve(Kind::List, number, reply, move |vfs, wait, slot: &mut Option<ReplyDirectoryPlus>| {
+    fn readdirplus(&self, request: &Request, number: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        self.serve(request, Kind::List, number, reply, move |vfs, wait, slot: &mut Option<ReplyDirectoryPlus>| {
             let Some(reply) = slot else { return Ok(()) };
             vfs.list(number.0, offset, true, wait, &mut |listed| {
                 let attr = file_attr(&listed.attr);
@@ -633,13 +682,13 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
         // No size: it is a view, and a file system that is always full would alarm whoever watches disks.
         reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
-        self.rest();
+        self.rest(request);
     }
 
-    fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, room: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, number: INodeNo, name: &OsStr, room: u32, reply: ReplyXattr) {
         if !self.xattrs {
             // The kernel does not ask again, for no file.
             return reply.error(Errno::ENOSYS);
@@ -647,21 +696,21 @@ impl Filesystem for Adapter {
         if number.0 == vfs::ROOT && name.as_bytes() == STATS_XATTR {
             let json = self.shared.stats.to_json(self.shared.vfs.read_counts());
             send_xattr(&mut Some(reply), json.as_bytes(), room);
-            return self.rest();
+            return self.rest(request);
         }
         let name = name.as_bytes().to_vec();
-        self.serve(Kind::Xattr, number, reply, move |vfs, wait, reply: &mut Option<ReplyXattr>| {
+        self.serve(request, Kind::Xattr, number, reply, move |vfs, wait, reply: &mut Option<ReplyXattr>| {
             let value = vfs.xattr(number.0, &name, wait)?;
             send_xattr(reply, &value, room);
             Ok(())
         });
     }
 
-    fn listxattr(&self, _: &Request, number: INodeNo, room: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, number: INodeNo, room: u32, reply: ReplyXattr) {
         if !self.xattrs {
             return reply.error(Errno::ENOSYS);
         }
-        self.serve(Kind::Xattr, number, reply, move |vfs, wait, reply: &mut Option<ReplyXattr>| {
+        self.serve(request, Kind::Xattr, number, reply, move |vfs, wait, reply: &mut Option<ReplyXattr>| {
             let names = vfs.xattr_names(number.0, wait)?;
             send_xattr(reply, &names, room);
             Ok(())

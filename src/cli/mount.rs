@@ -54,7 +54,8 @@ pub struct Args {
     #[arg(long, value_name = "TEMPLATE", default_value = TIME_TEMPLATE)]
     time_template: String,
     /// Microseconds to watch for the next request before sleeping; while requests come quickly and if run by root, idle
-    /// processors are kept from sleeping, too. 0 for neither: saves power and makes small files slower
+    /// processors are kept from sleeping, too, and of two processors the reader's is shared while the other decodes. 0
+    /// for none of it: saves power and makes small files slower
     #[arg(long, value_name = "TIME", default_value_t = POLL_DEFAULT.as_micros() as u64)]
     poll_us: u64,
     /// Show no extended attributes and no ACLs: copies of many small files are faster, since the kernel need not ask for

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use crate::support::generate::{noise, set_xattr};
+use crate::support::generate::{noise, set_xattr, text};
 use crate::support::mount::{Foreground, open_direct, within};
 use crate::support::sandbox::Sandbox;
 
@@ -229,4 +229,48 @@ fn processors_are_kept_awake_while_requests_come_quickly_and_not_longer() {
     });
     assert!(held, "not for 1,000 requests in a row");
     assert!(within(Duration::from_secs(30), || !is_held()), "still when there are none");
+}
+
+#[test]
+fn the_reader_s_processor_is_shared_while_the_other_one_decodes_and_not_longer() {
+    needs_fuse!();
+    if std::thread::available_parallelism().unwrap().get() != 2 {
+        return crate::support::skipped("needs exactly two processors");
+    }
+    let sandbox = Sandbox::new();
+    for n in 0..16 {
+        fs::write(sandbox.source().join(format!("{n}")), text(n, 8 * MIB as usize)).unwrap();
+    }
+    sandbox.backup();
+    let mount = Foreground::start(&sandbox, &[]);
+    let at = sandbox.path("mnt/ids/latest").join(sandbox.source().strip_prefix("/").unwrap());
+    let threads = format!("/proc/{}/task", mount.process.id());
+    let allowed = || {
+        let threads = fs::read_dir(&threads).unwrap().flatten();
+        let session = threads
+            .map(|entry| entry.path())
+            .find(|path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("fuser")));
+        let status = fs::read_to_string(session.expect("the thread that answers").join("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed:")).unwrap();
+        u64::from_str_radix(&line.trim().replace(',', ""), 16).unwrap().count_ones()
+    };
+    let mut seen = false;
+    let shared = within(Duration::from_secs(30), || {
+        for n in 0..16 {
+            let file = File::open(at.join(format!("{n}"))).unwrap();
+            let mut page = [0; 4096];
+            for offset in (0..8 * MIB).step_by(4096) {
+                file.read_exact_at(&mut page, offset).unwrap();
+            }
+            seen |= allowed() == 1;
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        }
+        seen
+    });
+    assert!(shared, "not once in all that reading");
+    let free = within(Duration::from_secs(30), || {
+        let _ = rustix::fs::listxattr(&at, &mut [0; 100][..]);
+        allowed() == 2
+    });
+    assert!(free, "still when there is nothing to decode");
 }
