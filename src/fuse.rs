@@ -244,12 +244,12 @@ struct WatchState {
 
 impl WatchState {
     /// The other threads have much to do when they take one part in so many of the time.
-    const OTHERS_SHARE: u32 = 8;
+    const OTHERS_SHARE: u32 = 4;
 
     /// Looks what work there is besides answering.
     fn look(&mut self, now: Instant, cores: usize) {
         let others = time_of(ClockId::ProcessCPUTime).saturating_sub(time_of(ClockId::ThreadCPUTime));
-        let since = self.looked.replace(now).map_or(Duration::ZERO, |looked| now - looked);
+        let since = self.looked.replace(now).map_or(Duration::MAX, |looked| now - looked);
         let taken = others.saturating_sub(std::mem::replace(&mut self.others, others));
         self.decodes = taken * Self::OTHERS_SHARE > since;
         self.busy = threads_running().is_some_and(|running| running > cores);
@@ -308,10 +308,12 @@ impl Watch {
         if state.looked.is_none_or(|at| start - at > Self::LOOK) {
             state.look(start, self.cores);
         }
-        let shares = state.shares(client);
+        if state.shares(client) {
+            return;
+        }
         let skip = state.idle >= Self::IDLE_MAX && !state.idle.is_multiple_of(Self::PROBE);
         state.idle = state.idle.wrapping_add(1);
-        if skip || shares || state.busy {
+        if skip || state.busy {
             return;
         }
         while start.elapsed() < self.time {

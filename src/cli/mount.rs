@@ -53,9 +53,9 @@ pub struct Args {
     /// How times are shown: in the letters of strftime(3), or as restic has it, like 2006-01-02T15:04:05
     #[arg(long, value_name = "TEMPLATE", default_value = TIME_TEMPLATE)]
     time_template: String,
-    /// Microseconds to watch for the next request before sleeping; while requests come quickly and if run by root, idle
-    /// processors are kept from sleeping, too, and of two processors the reader's is shared while the other decodes. 0
-    /// for none of it: saves power and makes small files slower
+    /// Microseconds to watch for the next request before sleeping. On a machine of two processors, requests are answered
+    /// on the reader's while the other decodes; if run by root, idle ones are kept from sleeping while requests come
+    /// quickly. 0 for none of it: saves power and makes small files slower
     #[arg(long, value_name = "TIME", default_value_t = POLL_DEFAULT.as_micros() as u64)]
     poll_us: u64,
     /// Show no extended attributes and no ACLs: copies of many small files are faster, since the kernel need not ask for

@@ -9,6 +9,7 @@ use crate::id::BlobId;
 /// A tree blob ready for searching.
 pub(super) struct Directory {
     bytes: Box<[u8]>,
+    ranks: u64,
     table: Table,
 }
 
@@ -92,9 +93,19 @@ impl Directory {
             }
         };
         if sum != ranks || sum > u64::from(u32::MAX) {
-            return Err(wrong("number of entries"));
+            return Err(Self::wrong_ranks());
         }
-        Ok(Directory { bytes, table })
+        Ok(Directory { bytes, ranks, table })
+    }
+
+    /// What to say of a directory that holds another number of ranks than it should.
+    pub fn wrong_ranks() -> DecodeError {
+        DecodeError::new("number of entries", 0)
+    }
+
+    /// Ranks that it holds.
+    pub fn ranks(&self) -> u64 {
+        self.ranks
     }
 
     /// Bytes it holds.

@@ -397,10 +397,6 @@ impl Vfs {
         let layout = Layout::new(shown.into_iter(), templates, &mut known.numbers);
         let forgotten = known.numbers.forget_vanished(&layout);
         let mut state = self.state.write().expect("no panic while held");
-        if !forgotten.is_empty() {
-            // Their numbers may be given to other snapshots.
-            self.recent.clear();
-        }
         for instance in forgotten {
             state.roots.remove(&instance);
         }
@@ -813,7 +809,9 @@ impl Vfs {
 
     fn directory(&self, id: BlobId, ranks: u64, wait: Wait) -> Result<Arc<Directory>> {
         if let Some(directory) = self.directories.get(&id) {
-            return Ok(directory);
+            // Two places may say different things of it only in a damaged tree.
+            let agrees = directory.ranks() == ranks;
+            return if agrees { Ok(directory) } else { Err(Error::corrupt("directory", id, Directory::wrong_ranks())) };
         }
         let stored = blob(&self.repo, BlobKind::Tree, &id, wait)?;
         let directory =

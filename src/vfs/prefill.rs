@@ -33,15 +33,15 @@ const WINDOW_LEN_MAX: u64 = 4 << 20;
 const UNKNOWN_MAX: u32 = 4;
 /// Segments remembered as handed over, so that a reader past the page cache does not cost a copy a request.
 const SEGMENTS_KEPT: usize = 64;
-/// A large file is followed in units of so many bytes.
-const UNIT_LEN: u64 = 128 << 10;
+/// A large file is followed in steps of so many bytes.
+const STEP_LEN: u64 = 128 << 10;
 /// Longest file that is handed over whole once it is read in many places: what is not wanted of it costs time, too.
 const SWEEP_LEN_MAX: u64 = 2 << 30;
-/// It is read in many places when it was in one unit of so many, and in so many in all.
+/// It is read in many places when it was in one step of so many, and in so many in all.
 const SWEEP_FROM_ONE_IN: u32 = 8;
 const SWEEP_FROM_MIN: u32 = 16;
-/// Units that are handed over besides with each read from then on.
-const SWEEP_UNITS: usize = 4;
+/// Steps that are handed over besides with each read from then on.
+const SWEEP_STEPS: usize = 4;
 /// Large files that are followed at once.
 const SCATTERED_MAX: usize = 8;
 
@@ -93,33 +93,36 @@ pub(super) struct Prefills {
 /// A large file that is read here and there.
 struct Scattered {
     number: u64,
-    /// Which units were handed over.
+    /// Which steps were handed over.
     handed: Vec<bool>,
     count: u32,
-    /// Reads of units that had been handed over since the last time that all were forgotten.
+    /// Reads of steps that had been handed over since the last time that all were forgotten.
     again: u32,
     /// Where to go on with those that nobody asked for.
     next: usize,
 }
 
-/// What of a file is decoded together.
+/// A run of a file's bytes that is decoded at once.
 struct Unit {
-    /// Where it is stored.
-    segment: (PackNumber, u32),
-    /// Where in the file it is, in whole pages; empty if it is less than one.
+    /// In whole pages; empty if it is less than one.
     bytes: Range<u64>,
 }
 
 impl Unit {
-    /// Which of the file's units it counts as: nearly each is in the middle of exactly one.
-    fn place(&self) -> usize {
-        (self.bytes.start.midpoint(self.bytes.end) / UNIT_LEN) as usize
+    /// Which of the file's steps it counts as. In a file that is stored in one piece, each is the middle of one unit.
+    fn step(&self) -> usize {
+        (self.bytes.start.midpoint(self.bytes.end) / STEP_LEN) as usize
+    }
+
+    /// Whether it is about as much as a step; not so where a file is stored in many pieces.
+    fn is_long(&self) -> bool {
+        self.bytes.end.saturating_sub(self.bytes.start) >= STEP_LEN / 2
     }
 }
 
 impl Scattered {
     fn new(number: u64, size: u64) -> Self {
-        let handed = vec![false; size.div_ceil(UNIT_LEN) as usize];
+        let handed = vec![false; size.div_ceil(STEP_LEN) as usize];
         Self { number, handed, count: 0, again: 0, next: 0 }
     }
 
@@ -127,11 +130,9 @@ impl Scattered {
         count >= SWEEP_FROM_MIN && count as usize * SWEEP_FROM_ONE_IN as usize >= self.handed.len()
     }
 
-    /// The unit was read and handed over.
-    fn mark(&mut self, unit: usize) {
-        let Some(handed) = self.handed.get_mut(unit) else { return };
-        if !std::mem::replace(handed, true) {
-            self.count += 1;
+    /// The step was read, and handed over: all of it, or one of the pieces that it is stored in.
+    fn mark(&mut self, step: usize, whole: bool) {
+        if step >= self.handed.len() || self.take(step) || !whole {
             return;
         }
         self.again += 1;
@@ -141,13 +142,13 @@ impl Scattered {
         }
     }
 
-    fn is_handed(&self, unit: usize) -> bool {
-        self.handed.get(unit).is_some_and(|handed| *handed)
+    fn is_handed(&self, step: usize) -> bool {
+        self.handed.get(step).is_some_and(|handed| *handed)
     }
 
-    /// Whether the unit is still to be handed over; from now on it is not.
-    fn take(&mut self, unit: usize) -> bool {
-        match self.handed.get_mut(unit) {
+    /// Whether the step is still to be handed over; from now on it is not.
+    fn take(&mut self, step: usize) -> bool {
+        match self.handed.get_mut(step) {
             Some(handed) if !*handed => {
                 *handed = true;
                 self.count += 1;
@@ -157,15 +158,15 @@ impl Scattered {
         }
     }
 
-    /// The next unit to hand over although nobody asked for it.
+    /// The next step to hand over although nobody asked for it.
     fn sweep(&mut self) -> Option<usize> {
         if !self.is_dense(self.count) {
             return None;
         }
-        let unit = self.next + self.handed[self.next..].iter().position(|handed| !handed)?;
-        self.next = unit + 1;
-        self.take(unit);
-        Some(unit)
+        let step = self.next + self.handed[self.next..].iter().position(|handed| !handed)?;
+        self.next = step + 1;
+        self.take(step);
+        Some(step)
     }
 }
 
@@ -232,7 +233,7 @@ impl Vfs {
     /// What to hand over now that `len` bytes from `offset` of a file were read.
     pub fn prefill_after(&self, number: u64, offset: u64, len: usize) -> Option<Prefill> {
         let file = self.files.get(&number)?;
-        if file.size > FILE_LEN_MAX || offset > 0 && file.size > UNIT_LEN {
+        if file.size > FILE_LEN_MAX || offset > 0 && file.size > STEP_LEN {
             let is_stored =
                 || self.lists.extent_at(&self.repo, &file, offset, Wait::No).is_ok_and(|e| e.blob.is_some());
             return (len <= AROUND_LEN_MAX && offset < file.size && is_stored())
@@ -317,18 +318,10 @@ impl Vfs {
 
     fn prefill_around(&self, number: u64, offset: u64, take: Take<'_>, is_idle: &dyn Fn() -> bool) -> Option<()> {
         let file = self.file(number, Wait::Yes).ok()?;
-        let unit = self.unit_around(&file, offset)?;
-        let is_swept = file.size <= SWEEP_LEN_MAX && !self.repo.backend().is_remote();
-        if is_swept && !unit.bytes.contains(&offset) {
-            // A page across the border of two segments belongs to neither, and says nothing of what was handed over.
-            let is_handed = self.prefills.scattered(number, file.size, |file| file.is_handed(unit.place()));
-            if is_handed {
-                return None;
-            }
-        }
+        let segment = self.segment_at(&file, offset)?;
         {
             let mut segments = self.prefills.segments.lock().expect("no panic while held");
-            let key = (number, unit.segment.0, unit.segment.1);
+            let key = (number, segment.0, segment.1.start);
             if segments.contains(&key) {
                 return None;
             }
@@ -337,9 +330,21 @@ impl Vfs {
             }
             segments.push(key);
         }
+        let unit = self.unit_around(&file, offset, &segment)?;
+        let steps = (u64::from(SWEEP_FROM_MIN) * STEP_LEN)..=SWEEP_LEN_MAX;
+        let is_swept = steps.contains(&file.size) && !self.repo.backend().is_remote();
+        if is_swept && !unit.bytes.contains(&offset) {
+            // A page across the border of two segments belongs to neither, and says nothing of what was handed over.
+            let is_handed = self.prefills.scattered(number, file.size, |file| file.is_handed(unit.step()));
+            if is_handed {
+                return None;
+            }
+        }
         self.hand_over(number, &file, &unit.bytes, take)?;
         if is_swept {
-            self.prefills.scattered(number, file.size, |file| file.mark(unit.place()));
+            if !unit.bytes.is_empty() {
+                self.prefills.scattered(number, file.size, |file| file.mark(unit.step(), unit.is_long()));
+            }
             self.sweep(number, &file, take, is_idle)?;
         }
         Some(())
@@ -347,16 +352,26 @@ impl Vfs {
 
     /// Whoever reads a file in many places, as a database does, is likely to come to the others: hands over some of them.
     fn sweep(&self, number: u64, file: &File, take: Take<'_>, is_idle: &dyn Fn() -> bool) -> Option<()> {
-        for _ in 0..SWEEP_UNITS {
+        for _ in 0..SWEEP_STEPS {
             if !is_idle() {
                 break;
             }
-            let place = self.prefills.scattered(number, file.size, Scattered::sweep)?;
-            let middle = (place as u64 * UNIT_LEN + UNIT_LEN / 2).min(file.size - 1);
-            // A hole, or what a delta makes.
-            let Some(unit) = self.unit_around(file, middle) else { continue };
-            if place == unit.place() || self.prefills.scattered(number, file.size, |file| file.take(unit.place())) {
-                self.hand_over(number, file, &unit.bytes, take)?;
+            let step = self.prefills.scattered(number, file.size, Scattered::sweep)?;
+            let start = step as u64 * STEP_LEN;
+            let bytes = start..file.size.min(start + STEP_LEN);
+            let middle = start.midpoint(bytes.end);
+            let segment = self.segment_at(file, middle);
+            match segment.and_then(|segment| self.unit_around(file, middle, &segment)) {
+                // Nothing is decoded twice if what is handed over is what is decoded.
+                Some(unit) if unit.is_long() => {
+                    let is_due = step == unit.step()
+                        || self.prefills.scattered(number, file.size, |file| file.take(unit.step()));
+                    if is_due {
+                        self.hand_over(number, file, &unit.bytes, take)?;
+                    }
+                }
+                _ if self.is_hole(file, bytes.clone(), Wait::Yes).ok()? => {}
+                _ => self.hand_over(number, file, &bytes, take)?,
             }
         }
         Some(())
@@ -371,30 +386,36 @@ impl Vfs {
         Some(())
     }
 
-    /// What is decoded together with the byte at `offset`; `None` in a hole.
-    fn unit_around(&self, file: &File, offset: u64) -> Option<Unit> {
+    /// The segment that holds the byte at `offset`: its pack, and where it begins and ends there; `None` in a hole.
+    fn segment_at(&self, file: &File, offset: u64) -> Option<(PackNumber, Range<u32>)> {
         let (location, _) = self.place(file, offset)?;
-        let pack = location.pack;
-        let segment = self.repo.segment_span(pack, location.offset).ok()?;
-        let here = |location: &Location| location.pack == pack && segment.contains(&location.offset);
+        Some((location.pack, self.repo.segment_span(location.pack, location.offset).ok()?))
+    }
+
+    /// The bytes around `offset` that `segment` holds. No more than it has on either side, though a file may hold the
+    /// same blob many times in a row.
+    fn unit_around(&self, file: &File, offset: u64, segment: &(PackNumber, Range<u32>)) -> Option<Unit> {
+        let (pack, span) = segment;
+        let reach = u64::from(span.end - span.start);
+        let here = |location: &Location| location.pack == *pack && span.contains(&location.offset);
         let mut end = offset;
-        while end < file.size {
+        while end < file.size && end - offset < reach {
             let Some((location, rest)) = self.place(file, end).filter(|(location, _)| here(location)) else { break };
-            end += rest.min(u64::from(segment.end - location.offset));
+            end += rest.min(u64::from(span.end - location.offset));
         }
         let mut start = offset;
-        while start > 0 {
+        while start > 0 && offset - start < reach {
             let Some((last, _)) = self.place(file, start - 1).filter(|(location, _)| here(location)) else { break };
             // The blob begins this far before; its first byte may lie in the segment before this one.
             let extent = self.lists.extent_at(&self.repo, file, start - 1, Wait::Yes).ok()?;
-            let in_segment = u64::from(last.offset - segment.start) + 1;
+            let in_segment = u64::from(last.offset - span.start) + 1;
             start -= in_segment.min(start - extent.start);
         }
         let start = start.next_multiple_of(PAGE_LEN);
         if end < file.size {
             end -= end % PAGE_LEN;
         }
-        Some(Unit { segment: (pack, segment.start), bytes: start..end })
+        Some(Unit { bytes: start..end.max(start) })
     }
 
     /// Where the byte at `offset` of a file is stored, and how many bytes of its blob follow from there on; `None` in a
@@ -458,26 +479,29 @@ mod tests {
 
     #[test]
     fn a_file_that_is_read_in_many_places_is_handed_over_whole_and_again_only_if_that_was_lost() {
-        let mut file = Scattered::new(7, 800 * UNIT_LEN - 1);
+        let mut file = Scattered::new(7, 800 * STEP_LEN - 1);
         for unit in (0..99).map(|n| n * 8) {
-            file.mark(unit);
+            file.mark(unit, true);
             assert_eq!(file.sweep(), None, "after {unit}");
         }
-        file.mark(799);
+        file.mark(799, true);
         let mut swept: Vec<usize> = std::iter::from_fn(|| file.sweep()).collect();
         assert!(swept.is_sorted(), "in the order of the file");
         swept.extend((0..99).map(|n| n * 8).chain([799]));
         swept.sort_unstable();
         assert!(swept.into_iter().eq(0..800), "each once");
         for unit in 0..99 {
-            file.mark(unit);
+            file.mark(unit, false);
+            file.mark(unit, true);
             assert_eq!(file.sweep(), None);
         }
-        file.mark(5);
+        file.mark(5, false);
+        assert_ne!(file.count, 0, "a piece of a step says nothing of the others");
+        file.mark(5, true);
         assert_eq!((file.count, file.sweep()), (0, None), "all is forgotten");
-        (0..100).for_each(|unit| file.mark(unit));
+        (0..100).for_each(|unit| file.mark(unit, true));
         assert_eq!(file.sweep(), Some(100));
-        file.mark(usize::MAX);
+        file.mark(usize::MAX, true);
     }
 
     #[test]

@@ -60,9 +60,4 @@ impl Leaves {
         }
         list.push(Leaf { instance: found.at.instance, first, parent: found.parent, page: page.clone() });
     }
-
-    /// Forgets everything.
-    pub fn clear(&self) {
-        self.list.lock().expect("no panic while held").clear();
-    }
 }
