@@ -104,7 +104,7 @@ struct Scattered {
 
 /// A run of a file's bytes that is decoded at once.
 struct Unit {
-    /// In whole pages; empty if it is less than one.
+    /// In whole pages; empty if it is less than one, never the wrong way round.
     bytes: Range<u64>,
 }
 
@@ -116,7 +116,7 @@ impl Unit {
 
     /// Whether it is about as much as a step; not so where a file is stored in many pieces.
     fn is_long(&self) -> bool {
-        self.bytes.end.saturating_sub(self.bytes.start) >= STEP_LEN / 2
+        self.bytes.end - self.bytes.start >= STEP_LEN / 2
     }
 }
 

@@ -49,15 +49,15 @@ impl Leaves {
         // Where a damaged tree makes ranks wrap, nothing is remembered.
         let Some(first) = found.at.rank.checked_sub(page.ranks_before(*position)) else { return };
         let mut list = self.list.lock().expect("no panic while held");
-        if list
-            .iter()
-            .any(|leaf| leaf.instance == found.at.instance && leaf.first == first && Arc::ptr_eq(&leaf.page, page))
-        {
+        let instance = found.at.instance;
+        let is_same = |leaf: &Leaf| leaf.instance == instance && leaf.first == first && Arc::ptr_eq(&leaf.page, page);
+        // Another thread may have descended to it meanwhile.
+        if list.iter().any(is_same) {
             return;
         }
         if list.len() == LEAVES_MAX {
             list.remove(0);
         }
-        list.push(Leaf { instance: found.at.instance, first, parent: found.parent, page: page.clone() });
+        list.push(Leaf { instance, first, parent: found.parent, page: page.clone() });
     }
 }
