@@ -484,11 +484,12 @@ def run_all(args):
     args.work.mkdir()
     results = Results(args.out)
     try:
-        for round_number in range(1, args.rounds + 1):
-            for name in sets:
-                for tool in tools:
-                    if measurable(tool, name, args):
-                        one(tool, name, round_number, args, results)
+        with meter.KeptMemory():
+            for round_number in range(1, args.rounds + 1):
+                for name in sets:
+                    for tool in tools:
+                        if measurable(tool, name, args):
+                            one(tool, name, round_number, args, results)
     finally:
         remove(args.work)
     say(f"results: {args.out}" + (f"; {results.errors} errors" if results.errors else ""))
