@@ -61,6 +61,17 @@ need_toolchain() {
     [ -e /usr/include/stdlib.h ] || install_missing no-such-command:libc6-dev
 }
 
+# Sets `program` to bygone: the one that BYGONE_BIN names, or else one that is built now.
+# shellcheck disable=SC2034
+find_program() {
+    program=${BYGONE_BIN:-}
+    [ -z "$program" ] || return 0
+    need_toolchain
+    say "building bygone (a few minutes the first time)"
+    cargo build --release
+    program=${CARGO_TARGET_DIR:-$PWD/target}/release/bygone
+}
+
 # Makes /dev/fuse usable for everyone, as Debian's udev rule does; false where that cannot be done.
 fuse_ready() {
     if has_root; then

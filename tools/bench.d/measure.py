@@ -11,6 +11,7 @@ Swift and its S3 interface, reads and restores with 30 ms added to every request
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import memory
 import meter
 import remote
 import sqldump
@@ -465,9 +467,7 @@ def chosen_tools(args):
 def check_memory(args, sets):
     """Refuses to start what cannot fit into memory."""
     free = os.statvfs(args.dir).f_bavail * os.statvfs(args.dir).f_frsize // MIB
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            free = min(free, int(line.split()[1]) // 1024)
+    free = min(free, memory.mib("MemAvailable"))
     needed = max(NEEDED_MIB[name] for name in sets)
     if free < needed:
         raise Failure(f"{args.dir}: {free} MiB free in memory, {needed} MiB needed; end other programs or choose sets"
@@ -484,12 +484,10 @@ def run_all(args):
     args.work.mkdir()
     results = Results(args.out)
     try:
-        with meter.KeptMemory():
-            for round_number in range(1, args.rounds + 1):
-                for name in sets:
-                    for tool in tools:
-                        if measurable(tool, name, args):
-                            one(tool, name, round_number, args, results)
+        with memory.kept():
+            for round_number, name, tool in itertools.product(range(1, args.rounds + 1), sets, tools):
+                if measurable(tool, name, args):
+                    one(tool, name, round_number, args, results)
     finally:
         remove(args.work)
     say(f"results: {args.out}" + (f"; {results.errors} errors" if results.errors else ""))

@@ -1,7 +1,6 @@
 """Measures one command, one tree, one mount."""
 
 import json
-import mmap
 import os
 import random
 import signal
@@ -11,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from common import MIB, Failure, end_group, program, remove, run, say, start, tail
+from common import MIB, Failure, end_group, program, remove, run, start, tail
 
 
 def timed(argv, log, timeout, env=None, cwd=None):
@@ -70,63 +69,6 @@ def drop_inode_caches():
     """Makes the kernel forget names and attributes; pages stay, so that a repository in memory stays there."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("2\n")
-
-
-class KeptMemory:
-    """Keeps a virtual machine's free memory from going back to its host while programs are measured.
-
-    A host that is told of free memory (the balloon's free page reporting) takes it away within seconds, and gives it
-    back at some 2 s a GiB: 4 GiB of page cache then cost more than whatever fills them. Only free blocks of 2 MiB are
-    told of; so all free memory is touched once, and one page of every block is held on to."""
-
-    PAGE, BLOCK, LEFT_FREE = 4096, 2 * MIB, 2048 * MIB
-
-    def __enter__(self):
-        self.keeper = None
-        free = next(int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines()
-                    if line.startswith("MemFree:"))
-        length = (free - self.LEFT_FREE) // self.BLOCK * self.BLOCK
-        if not self.is_taken() or length <= 0:
-            return self
-        say(f"the host takes free memory away: keeping {length // MIB} MiB of it")
-        ready, tell = os.pipe()
-        # A process of its own: what is measured would be told this one's peak memory as its own.
-        self.keeper = os.fork()
-        if self.keeper == 0:
-            try:
-                self.keep(length, tell)
-            finally:
-                os._exit(1)
-        os.close(tell)
-        with open(ready, "rb") as told:
-            if not told.read(1):
-                raise Failure("the process that keeps free memory ended early")
-        return self
-
-    def __exit__(self, *_):
-        if self.keeper:
-            os.kill(self.keeper, signal.SIGKILL)
-            os.waitpid(self.keeper, 0)
-
-    def keep(self, length, tell):
-        """Holds on to memory for as long as the process that began it runs."""
-        parent = os.getppid()
-        held = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        held.madvise(mmap.MADV_NOHUGEPAGE)
-        for page in range(0, length, self.PAGE):
-            held[page] = 1
-        for block in range(0, length, self.BLOCK):
-            held.madvise(mmap.MADV_DONTNEED, block + self.PAGE, self.BLOCK - self.PAGE)
-        os.write(tell, b"!")
-        os.close(tell)
-        while os.getppid() == parent:
-            time.sleep(1)
-
-    @staticmethod
-    def is_taken():
-        """Whether the host is told of free memory: VIRTIO_BALLOON_F_PAGE_REPORTING, bit 5 of the features."""
-        features = Path("/sys/bus/virtio/drivers/virtio_balloon").glob("virtio*/features")
-        return any(bits.read_text()[5:6] == "1" for bits in features)
 
 
 def list_tree(tree, limit):
