@@ -32,6 +32,14 @@ impl<K: Hash + Eq, V: Clone> Cache<K, V> {
         self.inner.lock().expect("no panic while held").entries.get(key).map(|(value, _)| value.clone())
     }
 
+    /// The value of `key`, which is kept no longer.
+    pub fn take(&self, key: &K) -> Option<V> {
+        let mut inner = self.inner.lock().expect("no panic while held");
+        let (value, len) = inner.entries.pop(key)?;
+        inner.len -= len;
+        Some(value)
+    }
+
     /// Keeps `value`, which holds `len` bytes.
     pub fn put(&self, key: K, value: V, len: usize) {
         let len = len + ENTRY_COST;
@@ -67,5 +75,8 @@ mod tests {
         cache.put(4, 5, 1);
         cache.put(0, 0, 1);
         assert_eq!((cache.get(&4), cache.get(&0)), (Some(5), Some(0)), "replacing gives the bytes back");
+        assert_eq!((cache.take(&4), cache.take(&4), cache.get(&4)), (Some(5), None, None));
+        cache.put(1, 1, 200);
+        assert_eq!((cache.get(&0), cache.get(&1)), (Some(0), Some(1)), "so does taking");
     }
 }

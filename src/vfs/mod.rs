@@ -324,7 +324,7 @@ impl Vfs {
             lists: Arc::new(Lists::new(LIST_CACHE_LEN)),
             ahead: ReadAhead::new(repo.clone(), options.ahead_threads)
                 .map_err(|source| repo::Error::System { op: "start threads", source })?,
-            prefills: prefill::Prefills::default(),
+            prefills: prefill::Prefills::new(),
             links: Mutex::default(),
             state: RwLock::default(),
             known: Mutex::default(),

@@ -6,11 +6,12 @@
 //! it tells that its reader has come so far. Failures are ignored: the reader meets them itself.
 
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use crate::format::tree::Kind;
 use crate::index::{Location, PackNumber};
 
+use super::cache::Cache;
 use super::content::File;
 use super::inode::{Inode, NodeAt};
 use super::{PAGE_LEN, Vfs, Wait};
@@ -33,6 +34,8 @@ const WINDOW_LEN_MAX: u64 = 4 << 20;
 const UNKNOWN_MAX: u32 = 4;
 /// Segments remembered as handed over, so that a reader past the page cache does not cost a copy a request.
 const SEGMENTS_KEPT: usize = 64;
+/// Bytes of pages that lie in two units, kept until the other unit is decoded: at most some 8 MiB for each GiB of a file.
+const BORDERS_LEN: usize = 8 << 20;
 /// A large file is followed in steps of so many bytes.
 const STEP_LEN: u64 = 128 << 10;
 /// Longest file that is handed over whole once it is read in many places: what is not wanted of it costs time, too.
@@ -57,17 +60,20 @@ pub enum Prefill {
         /// Nodes, by their place in the walk.
         ranks: Range<u32>,
     },
-    /// What is stored with this byte of a large file.
+    /// What is stored with these bytes of a large file.
     Around {
         /// The file's inode number.
         number: u64,
-        /// The byte.
-        offset: u64,
+        /// The bytes, at least one.
+        bytes: Range<u64>,
     },
 }
 
 /// Takes bytes for the page cache: inode number, offset, bytes. Returns false if the kernel does not know the inode.
 pub type Take<'t> = &'t mut dyn FnMut(u64, u64, &[u8]) -> bool;
+
+/// A segment that a file lies in: the file's number, the pack, where in the pack it begins.
+type SegmentOf = (u64, PackNumber, u32);
 
 /// Whoever reads small files in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,12 +88,27 @@ struct Reader {
 }
 
 /// What is known of readers.
-#[derive(Default)]
 pub(super) struct Prefills {
     readers: Mutex<Readers>,
-    segments: Mutex<Vec<(u64, PackNumber, u32)>>,
+    /// Parts of pages that lie in two units, by the file's number and the page's offset.
+    borders: Cache<(u64, u64), PagePart>,
+    segments: Mutex<Vec<SegmentOf>>,
     /// The most recent last.
     scattered: Mutex<Vec<Scattered>>,
+}
+
+/// What one unit has of a page.
+#[derive(Clone)]
+struct PagePart {
+    /// Where in the file it begins.
+    start: u64,
+    bytes: Arc<[u8]>,
+}
+
+impl PagePart {
+    fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
 }
 
 /// A large file that is read here and there.
@@ -106,6 +127,8 @@ struct Scattered {
 struct Unit {
     /// In whole pages; empty if it is less than one, never the wrong way round.
     bytes: Range<u64>,
+    /// All of it.
+    all: Range<u64>,
 }
 
 impl Unit {
@@ -216,6 +239,38 @@ impl Readers {
 }
 
 impl Prefills {
+    pub(super) fn new() -> Self {
+        let borders = Cache::new(BORDERS_LEN);
+        Self { readers: Mutex::default(), borders, segments: Mutex::default(), scattered: Mutex::default() }
+    }
+
+    /// The segment was handed over.
+    fn remember(&self, segment: SegmentOf) {
+        let mut segments = self.segments.lock().expect("no panic while held");
+        if segments.len() == SEGMENTS_KEPT {
+            segments.remove(0);
+        }
+        segments.push(segment);
+    }
+
+    /// Puts the rest of a page of a file, of which `out` holds what `unit` has, into `out` if it was decoded before; returns
+    /// whether it was. If not, what `unit` has is kept until then.
+    fn complete(&self, number: u64, page: &Range<u64>, unit: &Range<u64>, out: &mut [u8]) -> bool {
+        let (start, end) = (unit.start.max(page.start), unit.end.min(page.end));
+        let is_rest = |part: &PagePart| {
+            part.start == page.start && part.end() == start || part.start == end && part.end() == page.end
+        };
+        let key = (number, page.start);
+        if let Some(rest) = self.borders.take(&key).filter(is_rest) {
+            out[(rest.start - page.start) as usize..][..rest.bytes.len()].copy_from_slice(&rest.bytes);
+            return true;
+        }
+        let bytes: Arc<[u8]> = out[(start - page.start) as usize..(end - page.start) as usize].into();
+        let len = bytes.len();
+        self.borders.put(key, PagePart { start, bytes }, len);
+        false
+    }
+
     /// What is known of a large file.
     fn scattered<T>(&self, number: u64, size: u64, with: impl FnOnce(&mut Scattered) -> T) -> T {
         let mut list = self.scattered.lock().expect("no panic while held");
@@ -229,6 +284,12 @@ impl Prefills {
     }
 }
 
+/// The page of a file that the byte at `offset` lies in.
+fn page_at(file: &File, offset: u64) -> Range<u64> {
+    let start = offset - offset % PAGE_LEN;
+    start..file.size.min(start + PAGE_LEN)
+}
+
 impl Vfs {
     /// What to hand over now that `len` bytes from `offset` of a file were read.
     pub fn prefill_after(&self, number: u64, offset: u64, len: usize) -> Option<Prefill> {
@@ -236,8 +297,8 @@ impl Vfs {
         if file.size > FILE_LEN_MAX || offset > 0 && file.size > STEP_LEN {
             let is_stored =
                 || self.lists.extent_at(&self.repo, &file, offset, Wait::No).is_ok_and(|e| e.blob.is_some());
-            return (len <= AROUND_LEN_MAX && offset < file.size && is_stored())
-                .then_some(Prefill::Around { number, offset });
+            return ((1..=AROUND_LEN_MAX).contains(&len) && offset < file.size && is_stored())
+                .then(|| Prefill::Around { number, bytes: offset..file.size.min(offset + len as u64) });
         }
         if offset != 0 {
             return None;
@@ -265,8 +326,8 @@ impl Vfs {
                     self.prefills.readers.lock().expect("no panic while held").stopped(*reader, stop);
                 }
             }
-            Prefill::Around { number, offset } => {
-                let _ = self.prefill_around(*number, *offset, take, is_idle);
+            Prefill::Around { number, bytes } => {
+                let _ = self.prefill_around(*number, bytes, take, is_idle);
             }
         }
     }
@@ -316,38 +377,53 @@ impl Vfs {
         unknown.map_or(ranks.end, |(first, _)| first)
     }
 
-    fn prefill_around(&self, number: u64, offset: u64, take: Take<'_>, is_idle: &dyn Fn() -> bool) -> Option<()> {
+    fn prefill_around(
+        &self,
+        number: u64,
+        bytes: &Range<u64>,
+        take: Take<'_>,
+        is_idle: &dyn Fn() -> bool,
+    ) -> Option<()> {
         let file = self.file(number, Wait::Yes).ok()?;
-        let segment = self.segment_at(&file, offset)?;
-        {
-            let mut segments = self.prefills.segments.lock().expect("no panic while held");
-            let key = (number, segment.0, segment.1.start);
-            if segments.contains(&key) {
-                return None;
-            }
-            if segments.len() == SEGMENTS_KEPT {
-                segments.remove(0);
-            }
-            segments.push(key);
-        }
-        let unit = self.unit_around(&file, offset, &segment)?;
-        let steps = (u64::from(SWEEP_FROM_MIN) * STEP_LEN)..=SWEEP_LEN_MAX;
-        let is_swept = steps.contains(&file.size) && !self.repo.backend().is_remote();
-        if is_swept && !unit.bytes.contains(&offset) {
-            // A page across the border of two segments belongs to neither, and says nothing of what was handed over.
-            let is_handed = self.prefills.scattered(number, file.size, |file| file.is_handed(unit.step()));
-            if is_handed {
-                return None;
-            }
-        }
-        self.hand_over(number, &file, &unit.bytes, take)?;
-        if is_swept {
-            if !unit.bytes.is_empty() {
+        // Whoever reads across the border of two segments has had both decoded.
+        let first = self.unit_due(number, &file, bytes.start);
+        let last = self.unit_due(number, &file, bytes.end - 1);
+        let last = last.filter(|(segment, _)| first.as_ref().is_none_or(|(other, _)| other != segment));
+        let is_swept = self.is_swept(&file);
+        let mut is_new = false;
+        for (segment, unit) in [first, last].into_iter().flatten() {
+            is_new = true;
+            self.prefills.remember(segment);
+            self.hand_over_unit(number, &file, &unit, take)?;
+            if is_swept && !unit.bytes.is_empty() {
                 self.prefills.scattered(number, file.size, |file| file.mark(unit.step(), unit.is_long()));
             }
+        }
+        if is_new && is_swept {
             self.sweep(number, &file, take, is_idle)?;
         }
         Some(())
+    }
+
+    /// Whether the file is one to be handed over whole once it is read in many places.
+    fn is_swept(&self, file: &File) -> bool {
+        let steps = (u64::from(SWEEP_FROM_MIN) * STEP_LEN)..=SWEEP_LEN_MAX;
+        steps.contains(&file.size) && !self.repo.backend().is_remote()
+    }
+
+    /// What was decoded for whoever read the byte at `offset`, unless the kernel has it: the segment, and what it has of the file.
+    fn unit_due(&self, number: u64, file: &File, offset: u64) -> Option<(SegmentOf, Unit)> {
+        let segment = self.segment_at(file, offset)?;
+        let key = (number, segment.0, segment.1.start);
+        if self.prefills.segments.lock().expect("no panic while held").contains(&key) {
+            return None;
+        }
+        let unit = self.unit_around(file, offset, &segment)?;
+        // That a page of two units was read does not say that what was handed over of them is lost.
+        let is_handed = self.is_swept(file)
+            && !unit.bytes.contains(&offset)
+            && self.prefills.scattered(number, file.size, |file| file.is_handed(unit.step()));
+        (!is_handed).then_some((key, unit))
     }
 
     /// Whoever reads a file in many places, as a database does, is likely to come to the others: hands over some of them.
@@ -367,7 +443,7 @@ impl Vfs {
                     let is_due = step == unit.step()
                         || self.prefills.scattered(number, file.size, |file| file.take(unit.step()));
                     if is_due {
-                        self.hand_over(number, file, &unit.bytes, take)?;
+                        self.hand_over_unit(number, file, &unit, take)?;
                     }
                 }
                 _ if self.is_hole(file, bytes.clone(), Wait::Yes).ok()? => {}
@@ -377,13 +453,40 @@ impl Vfs {
         Some(())
     }
 
-    fn hand_over(&self, number: u64, file: &File, range: &Range<u64>, take: Take<'_>) -> Option<()> {
-        if !range.is_empty() {
-            let mut bytes = vec![0; (range.end - range.start) as usize];
-            let read = self.read_file(file, range.start, &mut bytes, Wait::Yes).ok()?;
-            take(number, range.start, &bytes[..read]);
+    /// Hands over a unit, if it has whole pages: these, and the pages on its borders if their rest was decoded before. Otherwise
+    /// whoever reads such a page would have two units decoded again for it.
+    fn hand_over_unit(&self, number: u64, file: &File, unit: &Unit, take: Take<'_>) -> Option<()> {
+        let Unit { bytes, all } = unit;
+        if bytes.is_empty() {
+            return Some(());
         }
+        let (first, last) = (page_at(file, all.start), page_at(file, all.end - 1));
+        let base = first.start;
+        let within = |range: &Range<u64>| (range.start - base) as usize..(range.end - base) as usize;
+        let mut out = vec![0; (last.end - base) as usize];
+        self.fill(file, all.start, &mut out[within(all)])?;
+        let mut whole = bytes.clone();
+        if all.start < bytes.start && self.prefills.complete(number, &first, all, &mut out[within(&first)]) {
+            whole.start = first.start;
+        }
+        if bytes.end < all.end && self.prefills.complete(number, &last, all, &mut out[within(&last)]) {
+            whole.end = last.end;
+        }
+        take(number, whole.start, &out[within(&whole)]);
         Some(())
+    }
+
+    fn hand_over(&self, number: u64, file: &File, range: &Range<u64>, take: Take<'_>) -> Option<()> {
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        self.fill(file, range.start, &mut bytes)?;
+        take(number, range.start, &bytes);
+        Some(())
+    }
+
+    /// Reads all of `out` from `offset` of a file; `None` if it could not be read.
+    fn fill(&self, file: &File, offset: u64, out: &mut [u8]) -> Option<()> {
+        let read = self.read_file(file, offset, out, Wait::Yes).ok()?;
+        (read == out.len()).then_some(())
     }
 
     /// The segment that holds the byte at `offset`: its pack, and where it begins and ends there; `None` in a hole.
@@ -411,11 +514,12 @@ impl Vfs {
             let in_segment = u64::from(last.offset - span.start) + 1;
             start -= in_segment.min(start - extent.start);
         }
+        let all = start..end;
         let start = start.next_multiple_of(PAGE_LEN);
         if end < file.size {
             end -= end % PAGE_LEN;
         }
-        Some(Unit { bytes: start..end.max(start) })
+        Some(Unit { bytes: start..end.max(start), all })
     }
 
     /// Where the byte at `offset` of a file is stored, and how many bytes of its blob follow from there on; `None` in a
