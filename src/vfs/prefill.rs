@@ -386,9 +386,11 @@ impl Vfs {
     ) -> Option<()> {
         let file = self.file(number, Wait::Yes).ok()?;
         // Whoever reads across the border of two segments has had both decoded.
-        let first = self.unit_due(number, &file, bytes.start);
-        let last = self.unit_due(number, &file, bytes.end - 1);
-        let last = last.filter(|(segment, _)| first.as_ref().is_none_or(|(other, _)| other != segment));
+        let first = self.segment_at(&file, bytes.start);
+        let last = self.segment_at(&file, bytes.end - 1).filter(|last| first.as_ref() != Some(last));
+        let due =
+            |offset, segment: Option<_>| segment.and_then(|segment| self.unit_due(number, &file, offset, segment));
+        let (first, last) = (due(bytes.start, first), due(bytes.end - 1, last));
         let is_swept = self.is_swept(&file);
         let mut is_new = false;
         for (segment, unit) in [first, last].into_iter().flatten() {
@@ -411,9 +413,14 @@ impl Vfs {
         steps.contains(&file.size) && !self.repo.backend().is_remote()
     }
 
-    /// What was decoded for whoever read the byte at `offset`, unless the kernel has it: the segment, and what it has of the file.
-    fn unit_due(&self, number: u64, file: &File, offset: u64) -> Option<(SegmentOf, Unit)> {
-        let segment = self.segment_at(file, offset)?;
+    /// What `segment`, decoded for whoever read the byte at `offset`, has of the file, unless the kernel has that.
+    fn unit_due(
+        &self,
+        number: u64,
+        file: &File,
+        offset: u64,
+        segment: (PackNumber, Range<u32>),
+    ) -> Option<(SegmentOf, Unit)> {
         let key = (number, segment.0, segment.1.start);
         if self.prefills.segments.lock().expect("no panic while held").contains(&key) {
             return None;

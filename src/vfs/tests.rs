@@ -568,44 +568,8 @@ fn a_read_in_the_middle_brings_along_what_was_decoded_with_it() {
     assert_eq!((*offset, *offset as usize + bytes.len()), (393_216, 397_312), "whole pages before the hole");
 }
 
-#[test]
-fn a_file_that_is_read_here_and_there_is_decoded_and_handed_over_once() {
-    let mut store = Store::new();
-    let noise = blake3_noise(8 << 20);
-    // Segments of the pack begin elsewhere than units of the file.
-    store.put(BlobKind::Data, &[7; 50_000]);
-    let data = noise.chunks(30_000).map(|chunk| (store.put(BlobKind::Data, chunk), chunk.len() as u32));
-    let parts: Vec<Part> = data.map(|(id, len)| Part::Data { id, len }).collect();
-    let mut encoded = Vec::new();
-    parts.iter().for_each(|part| part.encode(&mut encoded));
-    let content = Content::Parts { hash: None, parts: Parts::new(parts.len(), encoded.leak()) };
-    let root = leaf(&mut store, &[node(b"f", Kind::File { size: noise.len() as u64, content })]);
-    let id = store.commit(1, root);
-    store.reopen();
-    let vfs = store.subtree(id, &[]).unwrap();
-    let number = walk(&vfs, "f").unwrap().inode;
-    let mut pages = vec![0u8; noise.len() / 4096];
-    for n in 0..200u64 {
-        let offset = n * 977 % pages.len() as u64 * 4096;
-        if pages[offset as usize / 4096] > 0 {
-            continue;
-        }
-        read(&vfs, number, offset, 4096);
-        let what = vfs.prefill_after(number, offset, 4096).expect("data");
-        for (_, offset, bytes) in handed_over(&vfs, &what) {
-            assert!(bytes[..] == noise[offset as usize..][..bytes.len()]);
-            pages[offset as usize / 4096..][..bytes.len() / 4096].iter_mut().for_each(|times| *times += 1);
-        }
-    }
-    let count = |wanted: u8| pages.iter().filter(|times| **times == wanted).count();
-    assert_eq!(count(0) + count(1), pages.len(), "{} pages twice", count(2));
-    assert_eq!(count(0), 0, "pages never");
-    let decoded = vfs.read_counts().decoded_bytes;
-    assert!(decoded < noise.len() as u64 + (1 << 19), "{decoded} bytes");
-}
-
-/// A file of which each segment begins in the middle of a page, in blobs of `blob_len` bytes, at the end of a hole; after
-/// its first 81,072 bytes, each segment has 131,072.
+/// A file of which each segment begins in the middle of a page, in blobs of `blob_len` bytes, after a hole. The first
+/// segment has 81,072 bytes of it, the others 131,072.
 fn shifted(hole: u64, noise: &[u8], blob_len: usize) -> (Store, Vfs, u64) {
     let mut store = Store::new();
     store.put(BlobKind::Data, &[7; 50_000]);
@@ -625,6 +589,30 @@ fn shifted(hole: u64, noise: &[u8], blob_len: usize) -> (Store, Vfs, u64) {
     let vfs = store.subtree(id, &[]).unwrap();
     let number = walk(&vfs, "f").unwrap().inode;
     (store, vfs, number)
+}
+
+#[test]
+fn a_file_that_is_read_here_and_there_is_decoded_and_handed_over_once() {
+    let noise = blake3_noise(8 << 20);
+    let (_store, vfs, number) = shifted(0, &noise, 30_000);
+    let mut pages = vec![0u8; noise.len() / 4096];
+    for n in 0..200u64 {
+        let offset = n * 977 % pages.len() as u64 * 4096;
+        if pages[offset as usize / 4096] > 0 {
+            continue;
+        }
+        read(&vfs, number, offset, 4096);
+        let what = vfs.prefill_after(number, offset, 4096).expect("data");
+        for (_, offset, bytes) in handed_over(&vfs, &what) {
+            assert!(bytes[..] == noise[offset as usize..][..bytes.len()]);
+            pages[offset as usize / 4096..][..bytes.len() / 4096].iter_mut().for_each(|times| *times += 1);
+        }
+    }
+    let count = |wanted: u8| pages.iter().filter(|times| **times == wanted).count();
+    assert_eq!(count(0) + count(1), pages.len(), "{} pages twice", count(2));
+    assert_eq!(count(0), 0, "pages never");
+    let decoded = vfs.read_counts().decoded_bytes;
+    assert!(decoded < noise.len() as u64 + (1 << 19), "{decoded} bytes");
 }
 
 /// From where to where bytes are handed over after `bytes` were read, and that they are those of the file.
